@@ -1,0 +1,236 @@
+"""The rows that pass between stages. No behaviour beyond ids; storage lives in `store`, readers in `ingest`.
+
+Every id is a content hash (`store.fingerprint.row_id`), so the same text has the same id in every run.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+Split = Literal["train", "dev", "test"]
+Role = Literal["train", "heldout"]
+
+
+class Message(TypedDict):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that ends in a user turn. `intent` and `category` are known for the pocket world alone."""
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    split: Split
+    kind: Literal["harmful", "harmless", "lookalike", "unknown"]
+    source: str
+    category: str | None = None
+    intent: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The last user turn."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An input row that was refused. `where` is file:line or a row id."""
+
+    where: str
+    reason: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class CritiquePrinciple:
+    principle_id: str
+    name: str
+    critique_request: str
+    revision_request: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class JudgingPrinciple:
+    principle_id: str
+    name: str
+    text: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class CritiqueExample:
+    example_id: str
+    prompt: str
+    response: str
+    critique_request: str
+    critique: str
+    revision_request: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class JudgingExample:
+    """`better` is 0 where the first response is the better one under `principle`, else 1."""
+
+    example_id: str
+    prompt: str
+    first: str
+    second: str
+    principle: str
+    better: Literal[0, 1]
+
+
+@dataclass(frozen=True)
+class CritiqueConstitution:
+    principles: tuple[CritiquePrinciple, ...]
+    examples: tuple[CritiqueExample, ...]
+
+
+@dataclass(frozen=True)
+class JudgingConstitution:
+    principles: tuple[JudgingPrinciple, ...]
+    examples: tuple[JudgingExample, ...]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One round of step 1. Round 0 is the first response: no principle, critique or parent."""
+
+    revision_id: str
+    prompt_id: str
+    round: int
+    text: str
+    parent_id: str | None
+    principle_id: str | None
+    critique: str | None
+    seed: int
+    tokens_in: int
+    tokens_out: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer to a prompt."""
+
+    answer_id: str
+    prompt_id: str
+    text: str
+    seed: int
+    tokens_in: int
+    tokens_out: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt. `response_a_id` and `response_b_id` are answer ids."""
+
+    pair_id: str
+    prompt_id: str
+    response_a_id: str
+    response_b_id: str
+    response_a: str
+    response_b: str
+    seed_a: int
+    seed_b: int
+    tokens_out: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One look of a judge at one pair, under one principle, in one order.
+
+    `logprob_first` and `logprob_second` are log P of the first and second option's letter (natural log, not
+    normalised); `p_a` is the normalised probability that response A of the pair is chosen, whatever the order.
+    """
+
+    judgement_id: str
+    pair_id: str
+    principle_id: str
+    order: Literal["ab", "ba"]
+    logprob_first: float
+    logprob_second: float
+    p_a: float
+    judge: str
+    template: str
+    tokens_in: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """The soft preference made from a pair's judgements. `flipped`: the two orders chose different responses."""
+
+    label_id: str
+    pair_id: str
+    principle_id: str
+    p_a: float
+    judgement_ids: tuple[str, ...]
+    flipped: bool | None
+    source: Literal["ai", "human"]
+    annotator: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of two responses by a person (or a simulated one): p_a in [0, 1]."""
+
+    comparison_id: str
+    messages: tuple[Message, ...]
+    response_a: str
+    response_b: str
+    p_a: float
+    source: str
+    annotator: str
+    split: Split = "train"
+
+
+@dataclass(frozen=True)
+class CommunityAnswer:
+    """An answer of a question-and-answer site. `score`: see `ingest.community.community_score`."""
+
+    answer_id: str
+    question_id: str
+    question: str
+    text: str
+    votes: int
+    accepted: bool
+    score: int
+
+
+@dataclass(frozen=True)
+class CommunityPair:
+    """Two answers to one question with unequal score; `better` and `worse` are answer ids."""
+
+    pair_id: str
+    question_id: str
+    better_id: str
+    worse_id: str
+    question: str
+    better: str
+    worse: str
+
+
+@dataclass(frozen=True)
+class PreferenceExample:
+    """What the preference model learns from: messages, two responses, p_a, and where the label came from."""
+
+    row_id: str
+    messages: tuple[Message, ...]
+    response_a: str
+    response_b: str
+    p_a: float
+    source: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class SftExample:
+    """A conversation and the answer to imitate. `row_id` is the revision's or answer's id."""
+
+    row_id: str
+    messages: tuple[Message, ...]
+    response: str
+    source: str

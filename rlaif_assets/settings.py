@@ -1,0 +1,275 @@
+"""Every setting of every stage, and the profiles that hold them.
+
+One frozen pydantic class per stage. The fields of a stage class decide its result and are part of its key; where and how
+fast it runs (`ComputeSettings`), and where things are recorded (`TrackingSettings`), are not. Stage classes stay flat:
+Dagster's Launchpad shows them field by field. Secrets are never settings; they come from the environment.
+"""
+
+import difflib
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class SettingsError(ValueError):
+    """An unknown profile, stage or field, or a value that does not fit. The message names the nearest valid names."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConstitutionSettings(Settings):
+    path: str = Field("default", description="'default' (the packaged constitution), or a YAML/JSON file or folder")
+
+
+class RedTeamPromptsSettings(Settings):
+    path: str = Field("pocket", description="'pocket', a JSONL/JSONL.gz/CSV file, or 'datasets:ID[:CONFIG[:SPLIT]]'")
+    limit: int | None = Field(None, description="read at most so many rows")
+    max_characters: int = Field(2000, description="longer prompts are rejected; longer histories lose their first turns")
+    heldout_share: float = Field(0.2, description="share of a file's prompts that goes to dev, and again to test")
+    seed: int = 0
+
+
+class HelpfulPromptsSettings(RedTeamPromptsSettings):
+    pass
+
+
+class HelpfulnessPreferencesSettings(Settings):
+    path: str = Field("pocket", description="'pocket' (simulated annotators), or chosen/rejected JSONL, or 'datasets:ID'")
+    limit: int | None = None
+    disagreement: float = Field(0.25, description="pocket only: how often a simulated annotator contradicts gold")
+    max_characters: int = 4000
+    seed: int = 0
+
+
+class CommunityVotesSettings(Settings):
+    path: str = Field("pocket", description="'pocket', a Stack Exchange Posts.xml, or 'datasets:ID'")
+    limit: int | None = None
+    max_characters: int = 4000
+    seed: int = 0
+
+
+class BaseModelSettings(Settings):
+    source: str = Field("pocket", description="'pocket', a local folder, or a hub id")
+    revision: str | None = Field(None, description="hub id only: the commit, 40 hex digits")
+
+
+class FeedbackModelSettings(BaseModelSettings):
+    pass
+
+
+class RevisedResponsesSettings(Settings):
+    rounds: int = Field(4, ge=1, description="critique-revision rounds in one chain (Constitutional AI, 3.1)")
+    few_shot: int = Field(2, ge=0, description="worked examples before each critique and revision")
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = 256
+    seed: int = 0
+
+
+class SlCaiCheckpointSettings(Settings):
+    revisions: Literal["final", "all"] = Field("all", description="train on the last revision or on every round's")
+    helpful_ratio: float = Field(1.0, ge=0, description="helpful answers per revision row")
+    helpful_max_new_tokens: int = 256
+    epochs: float = 1.0
+    learning_rate: float = 1e-5
+    batch_size: int = 16
+    max_length: int = 1024
+    heldout_share: float = 0.1
+    seed: int = 0
+
+
+class ResponsePairsSettings(Settings):
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = 256
+    pairs_per_prompt: int = Field(1, ge=1)
+    seed: int = 0
+
+
+class HarmlessnessPreferencesSettings(Settings):
+    few_shot: int = Field(2, ge=0)
+    principle_position: Literal["before", "after"] = Field("before", description="principle before or after the options")
+    seed: int = 0
+
+
+class AuditsSettings(Settings):
+    enforce: bool = Field(True, description="refuse to train on a preference set whose audits failed")
+    min_pairs: int = 20
+    min_mass: float = Field(0.5, description="mean probability that the judge puts on the two letters")
+    max_flip_rate: float = 0.5
+
+
+class PmpCheckpointSettings(Settings):
+    epochs: float = 1.0
+    learning_rate: float = 1e-5
+    batch_size: int = Field(16, description="pairs per optimiser step")
+    max_length: int = 1024
+    heldout_share: float = 0.1
+    seed: int = 0
+
+
+class RewardModelSettings(Settings):
+    epochs: float = 1.0
+    learning_rate: float = 1e-5
+    batch_size: int = Field(16, description="pairs per optimiser step")
+    max_length: int = 1024
+    heldout_share: float = 0.1
+    ai_weight: float = 1.0
+    human_weight: float = 1.0
+    center_coefficient: float = 0.0
+    pretrain: bool = Field(True, description="start from pmp_checkpoint; false starts from base_model (ablation)")
+    seed: int = 0
+
+
+class PpoPolicySettings(Settings):
+    updates: int = 100
+    rollouts: int = Field(64, description="answers per update")
+    epochs: int = Field(4, description="passes over each batch of rollouts")
+    minibatches: int = 1
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    learning_rate: float = 1e-6
+    value_learning_rate: float = 1e-5
+    kl_coefficient: float = 0.05
+    clip_range: float = 0.2
+    value_clip_range: float = 0.2
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    max_grad_norm: float = 1.0
+    missing_eos_penalty: float = Field(-1.0, description="replaces the normalised score of an answer without EOS")
+    score_clip: float = 5.0
+    harmful_share: float = Field(0.5, description="share of rollout prompts drawn from red_team_prompts")
+    max_prompt_tokens: int = 1024
+    seed: int = 0
+
+
+class PolicyEvaluationSettings(Settings):
+    samples: int = Field(4, description="answers per prompt and policy")
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    max_prompts: int | None = Field(None, description="prompts per split and kind, at most")
+    bootstrap: int = 1000
+    seed: int = 0
+
+
+class ComputeSettings(Settings):
+    device: str = Field("auto", description="auto, cpu or cuda:i")
+    threads: int = Field(0, description="CPU threads; 0 leaves torch's default")
+    batch_tokens: int = Field(8192, description="padded tokens per forward pass")
+    progress: Literal["log", "bar", "none"] = "log"
+
+
+class TrackingSettings(Settings):
+    uri: str | None = Field(None, description="MLflow tracking URI; null is SQLite in the home")
+    experiment: str = "rlaif"
+    ui_url: str = Field("http://127.0.0.1:5000", description="base URL of MLflow's UI, for links")
+
+
+class Profile(Settings):
+    """All stages. A stage carries the name of its asset, except `constitution` (read by two assets) and the last three."""
+
+    constitution: ConstitutionSettings = ConstitutionSettings()
+    red_team_prompts: RedTeamPromptsSettings = RedTeamPromptsSettings()
+    helpful_prompts: HelpfulPromptsSettings = HelpfulPromptsSettings()
+    helpfulness_preferences: HelpfulnessPreferencesSettings = HelpfulnessPreferencesSettings()
+    community_votes: CommunityVotesSettings = CommunityVotesSettings()
+    base_model: BaseModelSettings = BaseModelSettings()
+    feedback_model: FeedbackModelSettings = FeedbackModelSettings()
+    revised_responses: RevisedResponsesSettings = RevisedResponsesSettings()
+    sl_cai_checkpoint: SlCaiCheckpointSettings = SlCaiCheckpointSettings()
+    response_pairs: ResponsePairsSettings = ResponsePairsSettings()
+    harmlessness_preferences: HarmlessnessPreferencesSettings = HarmlessnessPreferencesSettings()
+    audits: AuditsSettings = AuditsSettings()
+    pmp_checkpoint: PmpCheckpointSettings = PmpCheckpointSettings()
+    reward_model: RewardModelSettings = RewardModelSettings()
+    ppo_policy: PpoPolicySettings = PpoPolicySettings()
+    policy_evaluation: PolicyEvaluationSettings = PolicyEvaluationSettings()
+    compute: ComputeSettings = ComputeSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """The end of an error message about an unknown name."""
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.4) or sorted(valid)
+    return f"did you mean {', '.join(close)}?"
+
+
+def profile_names() -> list[str]:
+    return sorted(p.name[:-5] for p in resources.files("rlaif_assets.profiles").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_profile(name: str | None = None) -> Profile:
+    """Reads a packaged profile by name or a YAML file by path; default RLAIF_PROFILE, else `pocket`.
+
+    Raises SettingsError with the nearest valid names.
+    """
+    name = name or os.environ.get("RLAIF_PROFILE") or "pocket"
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise SettingsError(f"profile file {name} does not exist")
+        text = Path(name).read_text(encoding="utf-8")
+    elif name in profile_names():
+        text = (resources.files("rlaif_assets.profiles") / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise SettingsError(f"unknown profile {name!r}: {nearest(name, profile_names())}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"profile {name} is not valid YAML: {error}") from error
+    return build_profile(values, where=f"profile {name}")
+
+
+def build_profile(values: Any, where: str) -> Profile:
+    if not isinstance(values, dict):
+        raise SettingsError(f"{where}: expected a mapping of stages, found {type(values).__name__}")
+    for stage, fields in values.items():
+        for field in fields or {}:
+            check_name(f"{stage}.{field}", where)
+        check_name(stage, where)
+    try:
+        return Profile.model_validate({stage: fields or {} for stage, fields in values.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{where}: {place}: {first['msg']} (found {first['input']!r})") from error
+
+
+def check_name(name: str, where: str) -> None:
+    """Raises SettingsError unless `name` is a stage or STAGE.FIELD."""
+    stage, _, field = name.partition(".")
+    stages = Profile.model_fields
+    if stage not in stages:
+        raise SettingsError(f"{where}: unknown stage {stage!r}: {nearest(stage, list(stages))}")
+    fields = list(stage_class(stage).model_fields)
+    if field and field not in fields:
+        raise SettingsError(f"{where}: stage {stage} has no field {field!r}: {nearest(field, fields)}")
+
+
+def stage_class(stage: str) -> type[Settings]:
+    annotation = Profile.model_fields[stage].annotation
+    assert annotation is not None
+    return annotation
+
+
+def apply_overrides(profile: Profile, overrides: list[str], seed: int | None = None) -> Profile:
+    """`STAGE.FIELD=VALUE` strings (VALUE is YAML) and a seed for every stage that has one."""
+    values = profile.model_dump()
+    if seed is not None:
+        for fields in values.values():
+            if "seed" in fields:
+                fields["seed"] = seed
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        stage, _, field = name.partition(".")
+        if not equals or not field:
+            raise SettingsError(f"--set {override}: write STAGE.FIELD=VALUE, for example red_team_prompts.limit=200")
+        check_name(name, f"--set {override}")
+        try:
+            values[stage][field] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--set {override}: the value is not valid YAML") from error
+    return build_profile(values, where="settings")
