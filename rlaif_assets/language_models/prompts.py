@@ -1,0 +1,107 @@
+"""The message lists that a model reads: response, critique, revision, judge question, rating.
+
+Only wording and order live here; tokens are `chat`'s business and principles come from a constitution. The texts follow
+Constitutional AI (2212.08073) 3.1 for critique and revision and 4.1 for the two-option question.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from rlaif_assets.records import CritiqueExample, CritiquePrinciple, JudgingExample, Message, Prompt
+from rlaif_assets.store.fingerprint import sha256_text
+
+JUDGE_OPTIONS = ("A", "B")
+JUDGE_PREFILL = "The answer is: ("
+RATING_PREFILL = "The rating is: "
+RATING_SCALE = tuple(str(score) for score in range(1, 10))
+
+_QUESTION = "Consider the following conversation between a human and an assistant:\n{conversation}"
+_OPTIONS = "Options:\n(A) {first}\n(B) {second}"
+_RATING = "{question}\nAssistant: {response}\n{principle}\nRate the response from 1 to 9."
+JUDGE_TEMPLATE = sha256_text("\n".join((_QUESTION, _OPTIONS, JUDGE_PREFILL)))[:32]
+RATING_TEMPLATE = sha256_text("\n".join((_QUESTION, _RATING, RATING_PREFILL)))[:32]
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def response_messages(prompt: Prompt) -> list[Message]:
+    return list(prompt.messages)
+
+
+def critique_messages(
+    prompt_messages: Sequence[Message],
+    response: str,
+    principle: CritiquePrinciple,
+    examples: Sequence[CritiqueExample],
+) -> list[Message]:
+    """Worked examples, the conversation with its response, then the critique request (3.1)."""
+    shots = [message for example in examples for message in _worked_example(example)]
+    return [*shots, *prompt_messages, _assistant(response), _user(principle.critique_request)]
+
+
+def revision_messages(
+    prompt_messages: Sequence[Message],
+    response: str,
+    principle: CritiquePrinciple,
+    critique: str,
+    examples: Sequence[CritiqueExample],
+) -> list[Message]:
+    """What `critique_messages` gave, its critique, then the revision request (3.1)."""
+    asked = critique_messages(prompt_messages, response, principle, examples)
+    return [*asked, _assistant(critique), _user(principle.revision_request)]
+
+
+def _worked_example(example: CritiqueExample) -> list[Message]:
+    return [
+        _user(example.prompt),
+        _assistant(example.response),
+        _user(example.critique_request),
+        _assistant(example.critique),
+        _user(example.revision_request),
+        _assistant(example.revision),
+    ]
+
+
+def _transcript(messages: Sequence[Message]) -> str:
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    return "\n".join(f"{names[message['role']]}: {message['content']}" for message in messages)
+
+
+def _judge_question(
+    conversation: str, first: str, second: str, principle_text: str, position: Literal["before", "after"]
+) -> str:
+    question = _QUESTION.format(conversation=conversation)
+    options = _OPTIONS.format(first=first, second=second)
+    middle = (principle_text, options) if position == "before" else (options, principle_text)
+    return "\n".join((question, *middle))
+
+
+def judge_messages(
+    prompt_messages: Sequence[Message],
+    first: str,
+    second: str,
+    principle_text: str,
+    examples: Sequence[JudgingExample],
+    principle_position: Literal["before", "after"],
+) -> list[Message]:
+    """The two-option question of 4.1; the answer continues JUDGE_PREFILL with one of JUDGE_OPTIONS."""
+    messages: list[Message] = []
+    for example in examples:
+        question = _judge_question(
+            f"Human: {example.prompt}", example.first, example.second, example.principle, principle_position
+        )
+        messages += [_user(question), _assistant(f"{JUDGE_PREFILL}{JUDGE_OPTIONS[example.better]})")]
+    conversation = _transcript(prompt_messages)
+    return [*messages, _user(_judge_question(conversation, first, second, principle_text, principle_position))]
+
+
+def rating_messages(prompt_messages: Sequence[Message], response: str, principle_text: str) -> list[Message]:
+    """A single response to be rated 1 to 9 (Lee et al. 2309.00267, direct RLAIF); continues RATING_PREFILL."""
+    question = _QUESTION.format(conversation=_transcript(prompt_messages))
+    return [_user(_RATING.format(question=question, response=response, principle=principle_text))]
