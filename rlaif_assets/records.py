@@ -96,7 +96,10 @@ class JudgingConstitution:
 
 @dataclass(frozen=True)
 class Revision:
-    """One round of step 1. Round 0 is the first response: no principle, critique or parent."""
+    """One round of step 1. Round 0 is the first response: no principle, critique or parent.
+
+    `seed` drew the text and `critique_seed` the critique; the token counts are those of both together.
+    """
 
     revision_id: str
     prompt_id: str
@@ -109,6 +112,7 @@ class Revision:
     tokens_in: int
     tokens_out: int
     finished: bool
+    critique_seed: int | None = None
 
 
 @dataclass(frozen=True)
