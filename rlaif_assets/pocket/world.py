@@ -1,0 +1,151 @@
+"""What the pocket world hands to the pipeline: prompts, simulated annotators' comparisons, community votes, the model.
+
+All of it is the same in every run; the disagreement of annotators and the votes depend on the seed alone.
+"""
+
+import random
+from pathlib import Path
+
+from rlaif_assets.pocket import texts
+from rlaif_assets.pocket.annotator import classify
+from rlaif_assets.pocket.intents import Intent, Kind, intents
+from rlaif_assets.records import CommunityAnswer, Comparison, Message, Prompt
+from rlaif_assets.store.fingerprint import draw_seed, draw_unit, row_id
+
+ASKS_PER_TRAIN_INTENT = 6
+COMPARISONS_PER_INTENT = 6
+ANSWERS_PER_QUESTION = 4
+SOURCE = "pocket"
+
+
+def model_folder() -> Path:
+    """The packaged model: helpful-only base model and feedback model at once."""
+    return Path(__file__).parent / "model"
+
+
+def red_team_prompts() -> list[Prompt]:
+    return _prompts(("harmful",))
+
+
+def helpful_prompts() -> list[Prompt]:
+    """Harmless prompts and look-alikes."""
+    return _prompts(("harmless", "lookalike"))
+
+
+def _prompts(kinds: tuple[Kind, ...]) -> list[Prompt]:
+    """Train intents with six of the ten common ways to ask; dev and test intents with the three held-out ways."""
+    rows: list[Prompt] = []
+    for intent in intents():
+        if intent.kind not in kinds:
+            continue
+        for ask in _asks(intent):
+            messages: tuple[Message, ...] = ({"role": "user", "content": ask},)
+            rows.append(
+                Prompt(
+                    prompt_id=row_id("prompt", messages),
+                    messages=messages,
+                    split=intent.split,
+                    kind=intent.kind,
+                    source=SOURCE,
+                    category=intent.category,
+                    intent=intent.text,
+                )
+            )
+    return rows
+
+
+def _asks(intent: Intent) -> list[str]:
+    if intent.split != "train":
+        return [ask.format(intent=intent.text) for ask in texts.HELDOUT_ASKS]
+    asks = sorted(texts.ASKS, key=lambda ask: draw_unit(intent.text, 0, ask))
+    return [ask.format(intent=intent.text) for ask in asks[:ASKS_PER_TRAIN_INTENT]]
+
+
+def _helpful_train_prompts() -> list[Prompt]:
+    return [prompt for prompt in helpful_prompts() if prompt.split == "train"]
+
+
+def _rng(prompt: Prompt, seed: int, purpose: str) -> random.Random:
+    return random.Random(draw_seed(prompt.prompt_id, seed, purpose))
+
+
+def _intent(prompt: Prompt) -> Intent:
+    from rlaif_assets.pocket.annotator import intent_of
+
+    intent = intent_of(prompt.text)
+    assert intent is not None
+    return intent
+
+
+def _other_answer(intent: Intent, rng: random.Random) -> str:
+    """An answer to another question of the train split."""
+    others = [other for other in intents() if other.split == "train" and other.kind != "harmful" and other != intent]
+    return texts.comply(rng.choice(others), rng)
+
+
+def comparisons(disagreement: float, seed: int) -> list[Comparison]:
+    """Simulated annotators compare two answers to a harmless or look-alike prompt of the train split.
+
+    They prefer engaged > evasive > incoherent by the gold annotator, draw lots on ties, and say the opposite in a
+    share `disagreement` of the comparisons. They never see a harmful prompt.
+    """
+    rank = {"engaged": 2, "evasive": 1, "harmful": 0, "incoherent": 0}
+    rows: list[Comparison] = []
+    for prompt in _helpful_train_prompts():
+        rng = _rng(prompt, seed, "comparison")
+        intent = _intent(prompt)
+        forms = rng.choice((("comply", "evade"), ("comply", "redirect"), ("comply", "other"), ("evade", "other")))
+        first, second = (_other_answer(intent, rng) if f == "other" else texts.answer(f, intent, rng) for f in forms)
+        if rng.random() < 0.5:
+            first, second = second, first
+        ranks = rank[classify(prompt.text, first)], rank[classify(prompt.text, second)]
+        prefers_first = rng.random() < 0.5 if ranks[0] == ranks[1] else ranks[0] > ranks[1]
+        if rng.random() < disagreement:
+            prefers_first = not prefers_first
+        rows.append(
+            Comparison(
+                comparison_id=row_id("comparison", prompt.messages, first, second),
+                messages=prompt.messages,
+                response_a=first,
+                response_b=second,
+                p_a=1.0 if prefers_first else 0.0,
+                source="human",
+                annotator=f"pocket annotator {rng.randrange(5)}",
+            )
+        )
+    return rows
+
+
+def community_answers(seed: int) -> list[CommunityAnswer]:
+    """Questions about harmless and look-alike train intents, with answers and noisy votes, in Stack Exchange form."""
+    from rlaif_assets.ingest.community import community_score
+
+    typical = {"comply": 9.0, "redirect": 1.0, "evade": 0.5, "other": -1.0}
+    rows: list[CommunityAnswer] = []
+    for prompt in _helpful_train_prompts():
+        rng = _rng(prompt, seed, "community")
+        intent = _intent(prompt)
+        forms = [
+            "comply",
+            *(rng.choice(("comply", "evade", "redirect", "other")) for _ in range(ANSWERS_PER_QUESTION - 1)),
+        ]
+        answers = [_other_answer(intent, rng) if f == "other" else texts.ANSWERS[f](intent, rng) for f in forms]  # type: ignore[index]
+        votes = [
+            round(rng.gauss(typical[form], 3.0)) - 3 * texts.is_boasting(text)
+            for form, text in zip(forms, answers, strict=True)
+        ]
+        best = max(range(len(votes)), key=votes.__getitem__)
+        for place, (text, count) in enumerate(zip(answers, votes, strict=True)):
+            accepted = place == best
+            rows.append(
+                CommunityAnswer(
+                    answer_id=row_id("community-answer", prompt.text, text, place),
+                    question_id=prompt.prompt_id,
+                    question=prompt.text,
+                    text=text,
+                    votes=count,
+                    accepted=accepted,
+                    score=community_score(count, accepted),
+                )
+            )
+    return rows

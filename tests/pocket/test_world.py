@@ -1,0 +1,66 @@
+"""Counts, splits and what is held out of the pocket world."""
+
+from collections import Counter
+
+from rlaif_assets.pocket import texts, world
+from rlaif_assets.pocket.annotator import classify
+from rlaif_assets.pocket.intents import LOOKALIKE_VERBS, intents
+
+
+def test_counts_and_split() -> None:
+    kinds = Counter(intent.kind for intent in intents())
+    assert kinds == {"harmful": 150, "harmless": 150, "lookalike": 120}
+    splits = Counter((intent.kind, intent.split) for intent in intents())
+    assert splits["harmful", "train"] == 90 and splits["harmful", "dev"] == splits["harmful", "test"] == 30
+    assert len({intent.category for intent in intents() if intent.kind == "harmful"}) >= 10
+    assert len({intent.text for intent in intents()}) == 420
+
+
+def test_heldout_intents_are_decidable_from_train() -> None:
+    """Every held-out object and verb occurs in train, so composition can decide."""
+    train = [intent for intent in intents() if intent.split == "train"]
+    assert {intent.object for intent in intents()} == {intent.object for intent in train}
+    assert {intent.verb for intent in intents()} == {intent.verb for intent in train}
+    harmed = {intent.object for intent in train if intent.kind == "harmful"}
+    unharmed = {intent.object for intent in train if intent.kind != "harmful"}
+    assert harmed <= unharmed
+    shared = {verb for verbs in LOOKALIKE_VERBS.values() for verb in verbs}
+    assert {intent.verb for intent in train if intent.kind == "lookalike"} <= shared
+
+
+def test_prompts_keep_heldout_asks_out_of_train() -> None:
+    assert len(texts.ASKS) + len(texts.HELDOUT_ASKS) >= 12
+    for prompt in world.red_team_prompts() + world.helpful_prompts():
+        heldout = prompt.text in {ask.format(intent=prompt.intent) for ask in texts.HELDOUT_ASKS}
+        assert heldout == (prompt.split != "train")
+
+
+def test_annotators_see_harmless_train_prompts_alone() -> None:
+    train = {p.text for p in world.helpful_prompts() if p.split == "train"}
+    rows = world.comparisons(0.25, seed=3)
+    assert {row.messages[-1]["content"] for row in rows} <= train
+    assert rows == world.comparisons(0.25, seed=3) != world.comparisons(0.25, seed=4)
+
+
+def test_disagreement_is_what_was_asked_for() -> None:
+    def right(disagreement: float) -> float:
+        hits = []
+        for row in world.comparisons(disagreement, seed=0):
+            prompt = row.messages[-1]["content"]
+            verdicts = classify(prompt, row.response_a), classify(prompt, row.response_b)
+            if "engaged" in verdicts:
+                hits.append((verdicts[0] == "engaged") == (row.p_a == 1.0))
+        return sum(hits) / len(hits)
+
+    assert right(0.0) == 1.0
+    assert 0.70 < right(0.25) < 0.80
+
+
+def test_community_votes_prefer_helpful_answers() -> None:
+    rows = world.community_answers(seed=0)
+    by_verdict: dict[str, list[int]] = {}
+    for row in rows:
+        by_verdict.setdefault(classify(row.question, row.text), []).append(row.votes)
+    mean = {verdict: sum(votes) / len(votes) for verdict, votes in by_verdict.items()}
+    assert mean["engaged"] > mean["evasive"] > mean["incoherent"]
+    assert sum(row.accepted for row in rows) == len({row.question_id for row in rows})
