@@ -193,13 +193,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CommunityAnswer:
-    """An answer of a question-and-answer site. `score`: see `ingest.community.community_score`."""
+    """An answer of a question-and-answer site. `score`: see `ingest.community.community_score`; votes may be unknown."""
 
     answer_id: str
     question_id: str
     question: str
     text: str
-    votes: int
+    votes: int | None
     accepted: bool
     score: int
 

@@ -1,0 +1,191 @@
+"""Rows out of files and hub data sets, each with its file and line. What the rows mean is decided by the other readers.
+
+JSONL, JSONL.gz, CSV, CSV.gz and `datasets:ID[:CONFIG[:SPLIT]]`. A file whose structure is broken (truncated gzip, a
+line that is not JSON or not UTF-8) raises IngestError with the line: half a file is never taken for a whole one. A line
+of valid JSON that is not an object, and a CSV row with more fields than its header, are rows with a `problem`. Blank
+lines are no rows. A byte order mark and CRLF are accepted.
+"""
+
+import csv
+import gzip
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rlaif_assets.ingest.errors import IngestError, RowError
+from rlaif_assets.records import Rejection
+from rlaif_assets.store.fingerprint import canonical_json, file_sha256, sha256_text
+
+HUB_PREFIX = "datasets:"
+HUB_FORM = "datasets:ID[:CONFIG[:SPLIT]]"
+BOM = b"\xef\xbb\xbf"
+GZIP_MAGIC = b"\x1f\x8b"
+EXCERPT = 300
+CSV_FIELD_LIMIT = 1 << 26
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row as read. `where` is file:line, or data set:row. `problem` says why `fields` is empty."""
+
+    where: str
+    fields: dict[str, Any]
+    problem: str | None = None
+
+
+def read_rows(path: str, limit: int | None = None) -> Iterator[SourceRow]:
+    """Yields at most `limit` rows in the order of the source. Raises IngestError."""
+    check_limit(limit)
+    if path.startswith(HUB_PREFIX):
+        rows = _hub_rows(path, limit)
+    else:
+        suffix = Path(path.removesuffix(".gz")).suffix.lower()
+        if suffix not in (".jsonl", ".csv"):
+            raise IngestError(f"{path}: unknown kind of file; give .jsonl, .csv (or either .gz), or {HUB_FORM}")
+        rows = _json_rows(path) if suffix == ".jsonl" else _csv_rows(path)
+    return itertools.islice(rows, limit)
+
+
+def check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise IngestError(f"limit {limit}: at least one row must be read; give a positive number or null")
+
+
+def source_name(path: str) -> str:
+    """What rows record as their source: the file's name, without its folder, or the data set."""
+    return path if path.startswith(HUB_PREFIX) else Path(path).name
+
+
+def source_fingerprint(path: str) -> str | None:
+    """Hash of the names and bytes behind a path, so that a changed file is a changed input. None: not a file here.
+
+    64 hex digits for a file or a folder; None for 'pocket', 'default', hub data sets and missing files.
+    """
+    root = Path(path)
+    if path in ("pocket", "default") or path.startswith(HUB_PREFIX) or not root.exists():
+        return None
+    if root.is_file():
+        return file_sha256(root)
+    files = sorted(file for file in root.rglob("*") if file.is_file())
+    return sha256_text(canonical_json([[file.relative_to(root).as_posix(), file_sha256(file)] for file in files]))
+
+
+def open_source(path: str) -> BinaryIO:
+    """Opens a file for reading bytes. Raises IngestError for what the system refuses."""
+    try:
+        return Path(path).open("rb")
+    except FileNotFoundError as error:
+        raise IngestError(f"{path}: no such file; check the path (it is relative to the current folder)") from error
+    except IsADirectoryError as error:
+        raise IngestError(f"{path}: is a folder; name a file in it") from error
+    except (OSError, ValueError) as error:
+        raise IngestError(f"{path}: cannot be opened: {error}") from error
+
+
+def read_lines(path: str) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, text with its line end). Only LF ends a line. Raises IngestError."""
+    number = 0
+    with open_source(path) as file:
+        packed = file.read(2) == GZIP_MAGIC
+        file.seek(0)
+        if path.endswith(".gz") and not packed:
+            raise IngestError(f"{path}: is not gzip (empty or damaged); download or compress it again")
+        lines = gzip.GzipFile(fileobj=file) if packed else file
+        try:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield number, line.removeprefix(BOM if number == 1 else b"").decode("utf-8")
+                except UnicodeDecodeError as error:
+                    reason = f"{path}:{number}: invalid UTF-8 at byte {error.start + 1} of the line"
+                    raise IngestError(f"{reason}; save the file as UTF-8 or remove the line") from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            where = f"{path}: the gzip stream is truncated or damaged after line {number}"
+            raise IngestError(f"{where}; download or compress it again") from error
+
+
+def read_text(path: str) -> str:
+    """A whole small text file. Raises IngestError."""
+    return "".join(line for _, line in read_lines(path))
+
+
+def excerpt(value: Any) -> str:
+    """The beginning of a refused value, safe to store: no NUL and no lone surrogates."""
+    text = value if isinstance(value, str) else repr(value)
+    return text[:EXCERPT].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def rejection(row: SourceRow, problem: RowError, *names: str) -> Rejection:
+    """The refused row; `names` are the fields that hold its text, the first that is there is shown."""
+    shown = next((row.fields[name] for name in names if row.fields.get(name) is not None), "")
+    return Rejection(row.where, str(problem), excerpt(shown))
+
+
+def _json_rows(path: str) -> Iterator[SourceRow]:
+    name = source_name(path)
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            what = f"{path}:{number}: invalid JSON: {error}"
+            raise IngestError(f"{what}; repair or remove the line (is the file complete?)") from error
+        where = f"{name}:{number}"
+        if isinstance(value, dict):
+            yield SourceRow(where, value)
+        else:
+            yield SourceRow(where, {}, f"expected an object with fields, found {type(value).__name__}")
+
+
+def _csv_rows(path: str) -> Iterator[SourceRow]:
+    name = source_name(path)
+    csv.field_size_limit(CSV_FIELD_LIMIT)  # the module's default refuses a field of 131,073 characters
+    reader = csv.reader((line for _, line in read_lines(path)), strict=True)
+    begin = 1
+    header: list[str] | None = None
+    try:
+        for values in reader:
+            where, begin = f"{name}:{begin}", reader.line_num + 1
+            if not values:
+                continue
+            if header is None:
+                header = values
+                if len(set(header)) < len(header):
+                    raise IngestError(f"{path}: the header repeats a column name: {', '.join(header)}")
+            elif len(values) > len(header):
+                yield SourceRow(where, {}, f"{len(values)} fields where the header has {len(header)}")
+            else:
+                yield SourceRow(where, dict(zip(header, values, strict=False)))
+    except csv.Error as error:
+        raise IngestError(f"{path}:{begin}: invalid CSV: {error}; repair or remove the row") from error
+    if header is None:
+        raise IngestError(f"{path}: is empty; the first line of a CSV file names its columns")
+
+
+def _hub_rows(spec: str, limit: int | None) -> Iterator[SourceRow]:
+    identifier, *options = spec.removeprefix(HUB_PREFIX).split(":")
+    if not identifier or len(options) > 2:
+        raise IngestError(f"{spec}: write {HUB_FORM}, for example datasets:Anthropic/hh-rlhf")
+    config, split = (*options, "", "")[:2]
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from datasets import get_dataset_config_names, load_dataset
+
+    chosen: dict[str, Any] = {}
+    try:
+        if config:
+            # Many data sets (hh-rlhf) keep their parts in folders and define no configurations.
+            named = config in get_dataset_config_names(identifier)
+            chosen = {"name": config} if named else {"data_dir": config}
+        rows = load_dataset(
+            identifier, split=split or "train", streaming=limit is not None, verification_mode="no_checks", **chosen
+        )
+        for number, fields in enumerate(rows, 1):
+            yield SourceRow(f"{spec}:{number}", dict(fields))
+    except Exception as error:  # the library and what it stands on raise dozens of kinds
+        what = f"{spec}: cannot be read: {type(error).__name__}: {error}"
+        raise IngestError(f"{what}; check id, configuration and split, and the network (HF_HUB_OFFLINE)") from error
