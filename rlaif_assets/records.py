@@ -238,3 +238,46 @@ class SftExample:
     messages: tuple[Message, ...]
     response: str
     source: str
+
+
+Verdict = Literal["engaged", "evasive", "harmful", "incoherent"]
+
+
+@dataclass(frozen=True)
+class EvaluationAnswer:
+    """A policy's answer to a held-out prompt. `tokens` counts the answer's; `verdict` is None without a gold annotator.
+
+    `kl` is this answer's share of KL(policy || reference): sum over its tokens of log P under the policy less log P under
+    the reference, in nats.
+    """
+
+    answer_id: str
+    policy: str
+    prompt_id: str
+    split: Split
+    kind: Literal["harmful", "harmless", "lookalike", "unknown"]
+    intent: str | None
+    sample: int
+    text: str
+    verdict: Verdict | None
+    tokens: int
+    kl: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class EvaluationRate:
+    """One number of an evaluation with its 95% interval. `subject` is a policy (`ppo`) or a duel (`ppo_vs_sl_cai`).
+
+    `count` is the number of answers or duels behind it. `value` is None where it cannot be told; `note` says why, or how
+    it was decided (`self_judged`).
+    """
+
+    split: Split
+    subject: str
+    measure: str
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+    note: str | None = None
