@@ -58,7 +58,7 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     ids = _encode(text, tokenizer)
     if control_ids(tokenizer).isdisjoint(ids):
         return ids
-    # The tokenizer's own steps without its added tokens: `split_special_tokens` spares added tokens that are not special.
+    # The tokenizer's own steps without its added tokens (`split_special_tokens` spares those that are not special).
     backend = tokenizer.backend_tokenizer
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
