@@ -1,7 +1,7 @@
 """Local transformers models: loading, generation, and log-probabilities of options and answers.
 
 Everything is batched by length under a budget of padded tokens, and up to rounding a row's result does not depend on
-the batch it came in. Conversations become ids in `chat`, their wording comes from `prompts`, training lives in `training`.
+the batch it came in. Conversations become ids in `chat`; their wording comes from `prompts`; training is elsewhere.
 """
 
 import gc
