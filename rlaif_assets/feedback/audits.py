@@ -1,0 +1,82 @@
+"""Verdicts on a preference set: may a model be trained on it? Enforcing them belongs to the assets and their checks.
+
+Nothing here needs gold: an audit reads labels and judgements alone.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlaif_assets.feedback.judging import ORDERS
+from rlaif_assets.records import Judgement, Label
+from rlaif_assets.settings import AuditsSettings
+
+MIN_SPREAD = 0.005
+MAX_GAP = 1e-6
+
+
+def audit(labels: Sequence[Label], judgements: Sequence[Judgement], settings: AuditsSettings) -> list[dict[str, Any]]:
+    """One row {audit, passed, value, threshold, note} per audit; `value` is None where no row gives one (a failure).
+
+    enough_pairs: number of labelled pairs, at least `min_pairs`.
+    letter_mass: mean probability that a judge puts on the two letters together, at least `min_mass`.
+    position_flip_rate: share of labels whose two orders choose different responses, at most `max_flip_rate`.
+    both_orders: share of labels made from exactly one judgement in each order, 1.
+    labels_vary: standard deviation of `p_a` over labels, at least MIN_SPREAD: constant labels teach nothing.
+    verdict_reaches_label: largest |label's p_a - mean of its judgements' p_a|, each computed anew from the letters'
+    log-probabilities and the order, at most MAX_GAP. A label that ignores the judge or undoes the order wrongly fails.
+    """
+    by_id = {judgement.judgement_id: judgement for judgement in judgements}
+    flips = [label.flipped for label in labels if label.flipped is not None]
+    masses = [math.exp(row.logprob_first) + math.exp(row.logprob_second) for row in judgements]
+    complete = [_has_both_orders(label, by_id) for label in labels]
+    gaps = [_gap(label, by_id) for label in labels]
+    return [
+        _at_least("enough_pairs", len({label.pair_id for label in labels}), settings.min_pairs, "labelled pairs"),
+        _at_least("letter_mass", _mean(masses), settings.min_mass, f"mean over {len(masses)} judgements"),
+        _at_most("position_flip_rate", _mean(flips), settings.max_flip_rate, f"of {len(flips)} labels with a choice"),
+        _at_least("both_orders", _mean(complete), 1.0, f"of {len(complete)} labels"),
+        _at_least(
+            "labels_vary",
+            float(np.std([label.p_a for label in labels])) if labels else None,
+            MIN_SPREAD,
+            "standard deviation of p_a over labels",
+        ),
+        _at_most("verdict_reaches_label", max(gaps, default=None), MAX_GAP, _worst(labels, gaps)),
+    ]
+
+
+def _has_both_orders(label: Label, by_id: dict[str, Judgement]) -> bool:
+    return sorted(by_id[i].order for i in label.judgement_ids if i in by_id) == list(ORDERS)
+
+
+def _gap(label: Label, by_id: dict[str, Judgement]) -> float:
+    """1, the largest there can be, where a judgement is missing or of another pair or principle."""
+    rows = [by_id[i] for i in label.judgement_ids if i in by_id]
+    if not rows or len(rows) < len(label.judgement_ids) or not 0 <= label.p_a <= 1:
+        return 1.0
+    if any((row.pair_id, row.principle_id) != (label.pair_id, label.principle_id) for row in rows):
+        return 1.0
+    for_a = [(1 if row.order == "ab" else -1) * (row.logprob_first - row.logprob_second) for row in rows]
+    return abs(label.p_a - math.fsum((1 + math.tanh(margin / 2)) / 2 for margin in for_a) / len(rows))
+
+
+def _worst(labels: Sequence[Label], gaps: Sequence[float]) -> str:
+    failing = [label for label, gap in zip(labels, gaps, strict=True) if gap > MAX_GAP]
+    return f"{len(failing)} labels differ, first {failing[0].label_id}" if failing else f"of {len(labels)} labels"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _at_least(audit: str, value: float | None, threshold: float, note: str) -> dict[str, Any]:
+    passed = value is not None and value >= threshold
+    return {"audit": audit, "passed": passed, "value": value, "threshold": threshold, "note": note}
+
+
+def _at_most(audit: str, value: float | None, threshold: float, note: str) -> dict[str, Any]:
+    passed = value is not None and value <= threshold
+    return {"audit": audit, "passed": passed, "value": value, "threshold": threshold, "note": note}

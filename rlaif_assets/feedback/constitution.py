@@ -1,0 +1,21 @@
+"""How a row draws its principle. Reading files belongs to `ingest`, wording to `language_models.prompts`."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from rlaif_assets.records import CritiquePrinciple, JudgingPrinciple
+from rlaif_assets.store.fingerprint import draw_seed
+
+P = TypeVar("P", CritiquePrinciple, JudgingPrinciple)
+
+
+def draw_principle(principles: Sequence[P], row_id: str, seed: int, purpose: str, round: int = 0) -> P:
+    """One principle, uniform and independent for every row, purpose and round (Constitutional AI 3.1, 4.1).
+
+    Every principle's name gets a number from the row's hash and the largest wins. So the order of the file does not
+    matter, a reworded principle keeps its rows, and an added one takes only the rows that it wins.
+    Raises ValueError where there is no principle.
+    """
+    if not principles:
+        raise ValueError("the constitution holds no principle to draw from: add at least one")
+    return max(principles, key=lambda principle: draw_seed(row_id, seed, f"{purpose}:{principle.name}", round))

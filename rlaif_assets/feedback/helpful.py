@@ -1,0 +1,34 @@
+"""The helpful-only model's own answers to harmless prompts, which step 2 mixes with the revisions."""
+
+import math
+from collections.abc import Sequence
+
+from rlaif_assets.feedback.generation import Progress
+from rlaif_assets.feedback.pairs import sample_answers
+from rlaif_assets.language_models.local import LocalModel
+from rlaif_assets.records import Answer, Prompt, Rejection
+from rlaif_assets.settings import SlCaiCheckpointSettings
+from rlaif_assets.store.fingerprint import draw_seed
+
+PURPOSE = "helpful-answer"
+
+
+def helpful_answers(
+    model: LocalModel, prompts: Sequence[Prompt], count: int, settings: SlCaiCheckpointSettings, progress: Progress
+) -> tuple[list[Answer], list[Rejection]]:
+    """`count` answers at temperature 1 (Constitutional AI 3.2); requests = answers + rejections.
+
+    A prompt is asked again only after all others were; which ones are asked is drawn from their ids and the seed.
+    Without prompts there are no answers.
+    """
+    answers: list[Answer] = []
+    rejections: list[Rejection] = []
+    for number in range(math.ceil(count / len(prompts)) if prompts else 0):
+        order = sorted(prompts, key=lambda prompt: draw_seed(prompt.prompt_id, settings.seed, PURPOSE, number))
+        chosen = order[: count - number * len(prompts)]
+        kept, refused = sample_answers(
+            model, chosen, PURPOSE, 1.0, settings.helpful_max_new_tokens, settings.seed, number, progress
+        )
+        answers += kept
+        rejections += refused
+    return answers, rejections

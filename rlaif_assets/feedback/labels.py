@@ -1,0 +1,112 @@
+"""Soft labels made from judgements, and how good they are. Gates on them belong to `audits`, gold to the caller."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from rlaif_assets.records import Judgement, Label
+from rlaif_assets.store.fingerprint import row_id
+
+Gold = Callable[[Label], Literal[0, 1] | None]
+SATURATED = 0.02
+
+
+def make_labels(judgements: Sequence[Judgement]) -> list[Label]:
+    """One label per pair and principle: the mean of `p_a` over its judgements (Lee et al. 2309.00267, 4.1).
+
+    Labels come in the order of their pairs' first judgements; neither id nor value depends on the rows' order.
+    `flipped` is None where an order is missing or chose neither response. Raises ValueError for two judgements of one
+    pair and principle in one order, or by different judges.
+    """
+    groups: dict[tuple[str, str], list[Judgement]] = {}
+    for judgement in judgements:
+        groups.setdefault((judgement.pair_id, judgement.principle_id), []).append(judgement)
+    return [_label(group) for group in groups.values()]
+
+
+def _label(judgements: list[Judgement]) -> Label:
+    rows = sorted(judgements, key=lambda judgement: judgement.order)
+    pair_id, judge = rows[0].pair_id, rows[0].judge
+    if len({row.order for row in rows}) != len(rows):
+        raise ValueError(f"pair {pair_id}: several judgements in one order under principle {rows[0].principle_id}")
+    if any(row.judge != judge for row in rows):
+        raise ValueError(f"pair {pair_id}: its judgements come from different judges; label each judge's rows apart")
+    ids = tuple(row.judgement_id for row in rows)
+    return Label(
+        label_id=row_id("label", pair_id, rows[0].principle_id, ids),
+        pair_id=pair_id,
+        principle_id=rows[0].principle_id,
+        p_a=math.fsum(row.p_a for row in rows) / len(rows),
+        judgement_ids=ids,
+        flipped=_flipped(rows),
+        source="ai",
+        annotator=judge,
+    )
+
+
+def _flipped(rows: list[Judgement]) -> bool | None:
+    if len(rows) != 2 or any(row.p_a == 0.5 for row in rows):
+        return None
+    return (rows[0].p_a > 0.5) != (rows[1].p_a > 0.5)
+
+
+def label_metrics(
+    labels: Sequence[Label], judgements: Sequence[Judgement], gold: Gold, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Agreement of labels with `gold` (0: response A is better, 1: B, None: undecided, left out of accuracies).
+
+    accuracy, accuracy_first_order, accuracy_second_order: share of decisive pairs whose label, or whose judgement in
+    order "ab" or "ba", chooses gold's response; an exact 0.5 counts half.
+    interval: [low, high], 95%, bootstrap of `accuracy` over the decisive pairs. pairs: how many these are.
+    position_flip_rate: share of all labels, decisive or not, whose two orders choose different responses.
+    saturated_share: share of labels with `p_a` within 0.02 of 0 or 1; saturated_share_one_order: of their judgements.
+    A value is None where no row gives one. Raises KeyError for a label whose judgement is not among `judgements`.
+    """
+    by_id = {judgement.judgement_id: judgement for judgement in judgements}
+    used = [by_id[judgement_id] for label in labels for judgement_id in label.judgement_ids]
+    hits: dict[str, list[float]] = {"label": [], "ab": [], "ba": []}
+    for label in labels:
+        better = gold(label)
+        if better is None:
+            continue
+        hits["label"].append(_hit(label.p_a, better))
+        for judgement_id in label.judgement_ids:
+            hits[by_id[judgement_id].order].append(_hit(by_id[judgement_id].p_a, better))
+    flips = [label.flipped for label in labels if label.flipped is not None]
+    return {
+        "accuracy": _mean(hits["label"]),
+        "accuracy_first_order": _mean(hits["ab"]),
+        "accuracy_second_order": _mean(hits["ba"]),
+        "position_flip_rate": _mean(flips),
+        "pairs": len(hits["label"]),
+        "interval": _interval(hits["label"], bootstrap, seed),
+        "saturated_share": _mean([_saturated(label.p_a) for label in labels]),
+        "saturated_share_one_order": _mean([_saturated(judgement.p_a) for judgement in used]),
+    }
+
+
+def _hit(p_a: float, better: Literal[0, 1]) -> float:
+    if p_a == 0.5:
+        return 0.5
+    return float((p_a > 0.5) == (better == 0))
+
+
+def _saturated(p_a: float) -> bool:
+    return min(p_a, 1 - p_a) <= SATURATED
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _interval(hits: Sequence[float], bootstrap: int, seed: int) -> list[float] | None:
+    """Resampling n hits with replacement only changes how many are 0, 0.5 and 1: one multinomial draw per resample."""
+    if not hits:
+        return None
+    values = (0.0, 0.5, 1.0)
+    shares = [sum(hit == value for hit in hits) / len(hits) for value in values]
+    counts = np.random.default_rng(seed).multinomial(len(hits), shares, size=bootstrap)
+    low, high = np.quantile(counts @ np.array(values) / len(hits), (0.025, 0.975))
+    return [float(low), float(high)]
