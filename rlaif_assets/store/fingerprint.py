@@ -1,7 +1,7 @@
 """Hashes that identify rows, texts, settings and weights, and the random draws made from them.
 
-Standard library only. Everything here is a pure function of its arguments (and of the files it reads): no process state,
-no hash seed, no clock. What is kept under these hashes belongs to `warehouse` and `checkpoint_files`.
+Standard library only. Everything here is a pure function of its arguments and of the files it reads: no hash seed, no
+clock. What is kept under these hashes belongs to `warehouse` and `checkpoint_files`.
 """
 
 import hashlib
@@ -31,7 +31,6 @@ MODEL_FILES = frozenset(
 MODEL_SUFFIXES = (".safetensors", ".safetensors.index.json", ".model", ".tiktoken")
 CHUNK = 1 << 20
 UNHASHED_COLUMNS = frozenset({"snapshot_id", "position"})
-PATH_KEYS = frozenset({"_name_or_path", "name_or_path"})
 
 
 def canonical_json(value: Any) -> str:
@@ -60,13 +59,13 @@ def row_id(kind: str, *parts: Any) -> str:
     return sha256_text(canonical_json([kind, list(parts)]))[:32]
 
 
-def draw_seed(row_id: str, seed: int, purpose: str, round: int = 0) -> int:
+def draw_seed(row_id: str, seed: int, purpose: str, round: int = 0) -> int:  # noqa: A002 - the word of the papers
     """A seed in [0, 2**63) for one draw on one row: the same in any batch and any order."""
     digest = hashlib.sha256(canonical_json([row_id, seed, purpose, round]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def draw_unit(row_id: str, seed: int, purpose: str, round: int = 0) -> float:
+def draw_unit(row_id: str, seed: int, purpose: str, round: int = 0) -> float:  # noqa: A002 - the word of the papers
     """A uniform number in [0, 1) with 53 random bits, for one draw on one row."""
     return (draw_seed(row_id, seed, purpose, round) >> 10) / float(1 << 53)
 
@@ -84,40 +83,45 @@ def is_model_file(name: str) -> bool:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """64 hex digits over the names and contents of a model folder's weight, config and tokenizer files.
+    """64 hex digits over the names and bytes of a model folder's weight, config and tokenizer files.
 
-    Other files (README, measurements, trainer state) do not count, nor do the paths that transformers writes into its
-    JSON files: a copy of a folder has its original's fingerprint. Raises FileNotFoundError when there is none to hash.
+    Other files (README, measurements, trainer state) do not count: a copy of a folder has its original's fingerprint.
+    Raises FileNotFoundError when there is nothing to hash.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file() and is_model_file(path.name))
+    files = [path for path in folder.iterdir() if path.is_file() and is_model_file(path.name)]
     if not files:
         raise FileNotFoundError(f"{folder} holds no model files (config.json, *.safetensors, tokenizer.json)")
-    return sha256_text(canonical_json([[path.name, _model_file_sha256(path)] for path in files]))
+    return files_fingerprint({path.name: file_sha256(path) for path in files})
 
 
-def _model_file_sha256(path: Path) -> str:
-    """Bytes as they are, except that a JSON file which names a folder is hashed without that name."""
-    if path.name in ("config.json", "tokenizer_config.json"):
-        text = path.read_text(encoding="utf-8")
-        if any(f'"{key}"' in text for key in PATH_KEYS):
-            values = {key: value for key, value in json.loads(text).items() if key not in PATH_KEYS}
-            return sha256_text(canonical_json(values))
-    return file_sha256(path)
+def files_fingerprint(hashes: Mapping[str, str]) -> str:
+    """The fingerprint of a folder whose files have these sha256 hashes, by name."""
+    return sha256_text(canonical_json(sorted(item for item in hashes.items() if is_model_file(item[0]))))
 
 
-def content_hash(tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
-    """64 hex digits over the rows of all tables, whatever their order. `snapshot_id` and `position` do not count.
+def table_hash(rows: Iterable[Mapping[str, Any]]) -> str:
+    """64 hex digits over the rows of one table, whatever their order; duplicates count.
 
-    Every row counts, duplicates too; an empty table equals an absent one.
+    `snapshot_id` and `position` do not count, nor does a column without a value: a column that a later schema adds
+    leaves the hashes of older rows as they are.
     """
     digest = hashlib.sha256()
-    for table in sorted(tables):
-        rows = sorted(
-            canonical_json({name: value for name, value in row.items() if name not in UNHASHED_COLUMNS})
-            for row in tables[table]
-        )
-        if rows:
-            digest.update(canonical_json([table, len(rows)]).encode() + b"\n")
-        for row in rows:
-            digest.update(row.encode("utf-8", "surrogatepass") + b"\n")
+    for row in sorted(
+        canonical_json({k: v for k, v in row.items() if v is not None and k not in UNHASHED_COLUMNS}) for row in rows
+    ):
+        digest.update(row.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
+
+
+def content_hash(tables: Mapping[str, Iterable[Mapping[str, Any]]], weights: str | None = None) -> str:
+    """64 hex digits over the rows of all tables and, where there are weights, their folder's fingerprint."""
+    return combine_hashes({table: table_hash(rows) for table, rows in tables.items()}, weights)
+
+
+def combine_hashes(table_hashes: Mapping[str, str], weights: str | None) -> str:
+    """The content hash of tables whose `table_hash` is known. An empty table equals an absent one."""
+    filled = {table: value for table, value in table_hashes.items() if value != EMPTY}
+    return sha256_text(canonical_json({"tables": filled, "weights": weights}))
+
+
+EMPTY = table_hash([])

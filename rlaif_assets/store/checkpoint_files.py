@@ -1,0 +1,122 @@
+"""Weights on disk: written to a work folder, synced, marked, renamed into the home. Only safetensors.
+
+What the weights mean belongs to `training`; which snapshot owns a folder, to `warehouse`. The marker is written before
+the rename, so a folder under `checkpoints/` either is whole or was damaged later.
+"""
+
+import json
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.fingerprint import file_sha256, files_fingerprint, is_model_file
+
+MARKER = "rlaif_checkpoint.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5")
+
+
+def new_work_folder(home: Path) -> Path:
+    """A new empty folder on the same file system as the checkpoints. Its owner removes it, or has it adopted."""
+    folder = home / "work" / f"{os.getpid()}-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def adopt_folder(temporary: Path, home: Path, asset: str, content_hash: str | None = None) -> str:
+    """Renames a finished model folder to `checkpoints/ASSET/FINGERPRINT`; returns that path relative to `home`.
+
+    `content_hash`: the folder's fingerprint, checked where given. A whole folder of the same content that is already
+    there is kept and the temporary one removed; a damaged one is replaced. Raises StoreError on pickles, links,
+    subfolders, or when there are no safetensors.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", asset):
+        raise StoreError(f"{asset!r} is not an asset's name: use a-z, 0-9 and _")
+    hashes = {path.name: file_sha256(path) for path in _checked_files(temporary)}
+    fingerprint = files_fingerprint(hashes)
+    if content_hash not in (None, fingerprint):
+        raise StoreError(f"{temporary} has the fingerprint {fingerprint}, not {content_hash}: it changed after hashing")
+    relative = f"checkpoints/{asset}/{fingerprint[:32]}"
+    target = home / relative
+    if is_complete(target) and marked_fingerprint(target) == fingerprint:
+        shutil.rmtree(temporary)
+        return relative
+    files = {name: {"size": (temporary / name).stat().st_size, "sha256": hashes[name]} for name in sorted(hashes)}
+    (temporary / MARKER).write_text(json.dumps({"fingerprint": fingerprint, "files": files}, indent=1))
+    for name in [*files, MARKER]:
+        _sync(temporary / name)
+    _sync(temporary)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.rename(new_work_folder(home) / "damaged")
+    temporary.rename(target)
+    _sync(target.parent)
+    return relative
+
+
+def _checked_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise StoreError(f"{folder} is not a folder: save the model there first")
+    paths = sorted(path for path in folder.iterdir() if path.name != MARKER)
+    for path in paths:
+        if path.is_symlink() or not path.is_file():
+            raise StoreError(f"{path} is a link or a folder: a checkpoint holds plain files only")
+        if path.suffix in PICKLES:
+            raise StoreError(f"{path} may hold a pickle, which runs code when loaded: save safetensors only")
+    if not any(path.suffix == ".safetensors" for path in paths):
+        raise StoreError(f"{folder} holds no *.safetensors file: save the model with safe serialization")
+    return paths
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """{"fingerprint": hex, "files": {name: {"size": bytes, "sha256": hex}}}, or None where it is missing or damaged."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) and {"fingerprint", "files"} <= marker.keys() else None
+
+
+def marked_fingerprint(folder: Path) -> str | None:
+    marker = read_marker(folder)
+    return marker["fingerprint"] if marker else None
+
+
+def is_complete(folder: Path) -> bool:
+    """The marker is there and every file that it names has its size. Contents: see `folder_problems`."""
+    marker = read_marker(folder)
+    if marker is None:
+        return False
+    try:
+        return all((folder / name).stat().st_size == entry["size"] for name, entry in marker["files"].items())
+    except (OSError, KeyError, TypeError):
+        return False
+
+
+def folder_problems(folder: Path) -> list[str]:
+    """Re-hashes every file: what is missing, changed or was added. Empty when the folder is as it was adopted."""
+    marker = read_marker(folder)
+    if marker is None:
+        return [f"{folder.name}: {MARKER} is missing or damaged"]
+    problems = []
+    for name, entry in marker["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{folder.name}/{name} is missing")
+        elif file_sha256(path) != entry["sha256"]:
+            problems.append(f"{folder.name}/{name} has changed (sha256 differs from the one in {MARKER})")
+    for path in sorted(folder.iterdir()):
+        if is_model_file(path.name) and path.name not in marker["files"]:
+            problems.append(f"{folder.name}/{path.name} was added later")
+    return problems
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,97 @@
+"""Where a snapshot came from, and whether it is still what was published. Reads the warehouse alone."""
+
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+from rlaif_assets.store.checkpoint_files import folder_problems
+from rlaif_assets.store.fingerprint import combine_hashes, folder_fingerprint, sha256_text, table_hash
+from rlaif_assets.store.warehouse import SnapshotRecord, StoreError, Warehouse
+
+
+def ancestry(warehouse: Warehouse, snapshot_id: str) -> list[SnapshotRecord]:
+    """The snapshot and all that it was made from, each once, inputs before what reads them; the snapshot is last.
+
+    Raises StoreError where the snapshot or one of its inputs is not in the warehouse.
+    """
+    known = {record.snapshot_id: record for record in warehouse.list()}
+    found: dict[str, SnapshotRecord] = {}
+
+    def visit(wanted: str, reader: str) -> None:
+        if wanted in found:
+            return
+        if wanted not in known:
+            raise StoreError(f"no snapshot {wanted} ({reader}) in {warehouse.path}")
+        for asset, upstream in sorted(known[wanted].inputs.items()):
+            visit(upstream, f"{asset}, read by {known[wanted].asset} {wanted}")
+        found[wanted] = known[wanted]
+
+    visit(snapshot_id, "asked for")
+    return list(found.values())
+
+
+def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:
+    """Reads every row and weight file of one snapshot again and hashes them; returns what differs, empty if nothing.
+
+    Missing rows are named by table and position, changed ones by table, weights by file. For the inputs too, verify
+    each of `ancestry`. Raises StoreError where there is no such snapshot.
+    """
+    record = warehouse.get(snapshot_id)
+    problems = []
+    hashes: dict[str, str] = {}
+    for table in sorted(record.row_counts.keys() | record.table_hashes.keys() | warehouse.counts(snapshot_id).keys()):
+        rows = warehouse.positioned_rows(table, snapshot_id)
+        problems += _position_problems(table, [row["position"] for row in rows], record.row_counts.get(table, 0))
+        if table == "rejected_rows":
+            continue
+        hashes[table] = table_hash(rows)
+        if hashes[table] != record.table_hashes.get(table):
+            problems.append(f"{table}: the rows' hash differs from the one published")
+    weights = None
+    if record.path is not None:
+        folder = warehouse.home / record.path
+        problems += folder_problems(folder)
+        try:
+            weights = folder_fingerprint(folder)
+        except OSError as error:
+            problems.append(f"{record.path}: {error}")
+    if not problems and combine_hashes(hashes, weights) != record.content_hash:
+        problems.append("the content hash of rows and weights differs from the one published")
+    if sha256_text(record.key + record.content_hash)[:32] != snapshot_id:
+        problems.append("the snapshot's id does not follow from its key and content hash")
+    return [f"{record.asset} {snapshot_id}: {problem}" for problem in problems]
+
+
+def _position_problems(table: str, positions: list[int], expected: int) -> list[str]:
+    seen = Counter(positions)
+    missing = [position for position in range(expected) if position not in seen]
+    extra = sorted(position for position, times in seen.items() if times > 1 or not 0 <= position < expected)
+    problems = []
+    if missing:
+        problems.append(f"{table}: {len(missing)} of {expected} rows are missing, at positions {_some(missing)}")
+    if extra:
+        problems.append(f"{table}: rows that were not published or are there twice, at positions {_some(extra)}")
+    return problems
+
+
+def _some(positions: list[int]) -> str:
+    return ", ".join(map(str, positions[:5])) + (", ..." if len(positions) > 5 else "")
+
+
+def git_state(folder: Path | None = None) -> tuple[str | None, bool | None]:
+    """(commit, dirty) of the work tree that holds this code (or `folder`); (None, None) outside of one.
+
+    A work tree that does not track the folder (a virtual environment in someone's project) is not ours.
+    """
+    where = folder or Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD") if git("ls-files", ".") else None
+    status = git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return commit, (bool(status) if status is not None else None)

@@ -1,0 +1,448 @@
+"""The DuckDB file of a home: append-only tables of rows, keyed by snapshot, and the snapshots themselves.
+
+The only opener of that file. A connection is open for milliseconds, under a file lock that readers take too, and is
+never held while a model works. No SQL outside of this package; weights are files (`checkpoint_files`); hashes come from
+`fingerprint`. duckdb and pyarrow are imported late, because Dagster's definitions import this module.
+"""
+
+import dataclasses
+import json
+import math
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from rlaif_assets.records import Rejection
+from rlaif_assets.settings import nearest
+from rlaif_assets.store.checkpoint_files import is_complete, marked_fingerprint
+from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.fingerprint import canonical_json, combine_hashes, sha256_text, table_hash
+
+if TYPE_CHECKING:
+    import duckdb
+
+SCHEMA_VERSION = 1
+FILE = "warehouse.duckdb"
+CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "lock_configuration": True,
+}
+OWN_TABLES = frozenset({"schema_version", "snapshots", "materializations"})
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotRecord:
+    """An immutable version of an asset and where it came from.
+
+    `publish` fills `snapshot_id`, `content_hash`, `created_at` (ISO, UTC), `row_counts` and `table_hashes`. `inputs`
+    maps assets to the snapshot ids that were read; `path` is the weights' folder relative to the home.
+    """
+
+    asset: str
+    key: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    code_version: int = 1
+    path: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    mlflow_run_id: str | None = None
+    dagster_run_id: str | None = None
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    device: str | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+    attempt: int = 0
+    snapshot_id: str = ""
+    content_hash: str = ""
+    created_at: str = ""
+    row_counts: dict[str, int] = field(default_factory=dict)
+    table_hashes: dict[str, str] = field(default_factory=dict)
+
+
+def snapshot_key(asset: str, inputs: Mapping[str, str], settings: Mapping[str, Any], code_version: int) -> str:
+    """64 hex digits, equal for equal work. `settings`: those that decide the result (no device, paths or threads)."""
+    return sha256_text(canonical_json([asset, inputs, settings, code_version]))
+
+
+@cache
+def schema() -> dict[str, dict[str, str]]:
+    """Column types by table and column, in order, as schema.sql declares them: the allow-list of names in SQL."""
+    import duckdb
+
+    with duckdb.connect(":memory:") as connection:
+        connection.execute(schema_sql())
+        found = connection.execute(
+            "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal"
+            " ORDER BY table_name, column_index"
+        ).fetchall()
+    tables: dict[str, dict[str, str]] = {}
+    for table, column, kind in found:
+        tables.setdefault(table, {})[column] = kind
+    return tables
+
+
+def schema_sql() -> str:
+    return (resources.files("rlaif_assets.store") / "schema.sql").read_text(encoding="utf-8")
+
+
+class Warehouse:
+    """The tables of one home. Every method opens and closes the file; all raise StoreError when they cannot."""
+
+    def __init__(self, home: Path, lock_timeout: float = 60.0) -> None:
+        self.home = home.absolute()
+        self.path = self.home / FILE
+        self.lock_timeout = lock_timeout
+
+    def find(self, asset: str, key: str) -> SnapshotRecord | None:
+        """The newest snapshot of this key whose weights, if it has any, are all there (marker and file sizes)."""
+        records = self._snapshots("asset = ? AND key = ?", [asset, key])
+        return next((record for record in reversed(records) if self._whole(record)), None)
+
+    def get(self, snapshot_id: str) -> SnapshotRecord:
+        records = self._snapshots("snapshot_id = ?", [snapshot_id])
+        if not records:
+            raise StoreError(f"no snapshot {snapshot_id} in {self.path}: see the snapshots that the report lists")
+        return records[0]
+
+    def current(self, asset: str) -> SnapshotRecord | None:
+        """The snapshot that was materialized (or reused) last."""
+        newest = "SELECT arg_max(snapshot_id, position) FROM materializations WHERE asset = ?"
+        records = self._snapshots(f"snapshot_id = ({newest})", [asset])
+        return records[0] if records else None
+
+    def publish(
+        self, record: SnapshotRecord, tables: Mapping[str, Sequence[Row]], rejected: Sequence[Rejection] = ()
+    ) -> SnapshotRecord:
+        """Stores rows and their snapshot in one transaction; returns the one that is there if key and content are.
+
+        A row's missing columns are null; JSON columns take lists and dicts. Weights must have been adopted before
+        (`checkpoint_files.adopt_folder`). Rejected rows are kept and counted, but are not part of the content hash:
+        `where` may name a file's place.
+        """
+        if "rejected_rows" in tables:
+            raise StoreError("rejected_rows come in the `rejected` argument of publish, not among the tables")
+        columns = {table: to_columns(table, rows) for table, rows in tables.items()}
+        hashes = {table: table_hash(_as_rows(table, values)) for table, values in columns.items()}
+        weights = self._weights_fingerprint(record.path)
+        content_hash = combine_hashes(hashes, weights)
+        columns["rejected_rows"] = to_columns("rejected_rows", [_storable(rejection) for rejection in rejected])
+        record = dataclasses.replace(
+            record,
+            snapshot_id=sha256_text(record.key + content_hash)[:32],
+            content_hash=content_hash,
+            created_at=_now(),
+            row_counts={table: len(values["position"]) for table, values in columns.items() if values["position"]},
+            table_hashes=hashes,
+            metrics=_finite(record.metrics),
+        )
+        header = {"position": 0, **dataclasses.asdict(record)}
+        snapshot = to_columns("snapshots", [header], positioned=False)
+        with self._open(read_only=False) as connection:
+            existing = _select_snapshots(connection, "snapshot_id = ?", [record.snapshot_id])
+            if existing:
+                return existing[0]
+            connection.begin()
+            for table, values in columns.items():
+                _insert(connection, table, {**values, "snapshot_id": [record.snapshot_id] * len(values["position"])})
+            snapshot["position"] = [_count(connection, "snapshots")]
+            _insert(connection, "snapshots", snapshot)
+            connection.commit()
+        return record
+
+    def record_materialization(self, snapshot_id: str, dagster_run_id: str | None, reused: bool) -> None:
+        """Makes this snapshot its asset's current one."""
+        with self._open(read_only=False) as connection:
+            records = _select_snapshots(connection, "snapshot_id = ?", [snapshot_id])
+            if not records:
+                raise StoreError(f"no snapshot {snapshot_id} in {self.path}: publish it before it is materialized")
+            row = [
+                _count(connection, "materializations"),
+                snapshot_id,
+                records[0].asset,
+                dagster_run_id,
+                reused,
+                _now(),
+            ]
+            connection.execute("INSERT INTO materializations VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def rows(self, table: str, snapshot_id: str, limit: int | None = None) -> list[Row]:
+        """The table's rows of one snapshot in the order they were given, JSON columns decoded, without `snapshot_id`
+        and `position`. An unknown snapshot has none."""
+        return [
+            {name: value for name, value in row.items() if name != "position"}
+            for row in self.positioned_rows(table, snapshot_id, limit)
+        ]
+
+    def positioned_rows(self, table: str, snapshot_id: str, limit: int | None = None) -> list[Row]:
+        """Like `rows`, with `position`."""
+        kinds = table_columns(table)
+        names = [name for name in kinds if name != "snapshot_id"]
+        query = f'SELECT {_quoted(names)} FROM "{table}" WHERE snapshot_id = ? ORDER BY position'
+        values: list[Any] = [snapshot_id]
+        if limit is not None:
+            query, values = f"{query} LIMIT ?", [*values, limit]
+        with self._open(read_only=True) as connection:
+            found = connection.execute(query, values).fetchall()
+        return [_decoded(names, row, kinds) for row in found]
+
+    def counts(self, snapshot_id: str) -> dict[str, int]:
+        """Rows by table that are really there, tables without rows left out."""
+        tables = [table for table in schema() if table not in OWN_TABLES]
+        query = " UNION ALL ".join(f"SELECT '{t}', count(*) FROM \"{t}\" WHERE snapshot_id = $id" for t in tables)
+        with self._open(read_only=True) as connection:
+            found = connection.execute(query, {"id": snapshot_id}).fetchall()
+        return {table: count for table, count in found if count}
+
+    def weights(self, record: SnapshotRecord) -> Path:
+        """The absolute folder of a snapshot's weights. Raises StoreError where it has none or they are not whole."""
+        if record.path is None:
+            raise StoreError(f"snapshot {record.snapshot_id} of {record.asset} has no weights")
+        folder = self._inside(record.path)
+        if not is_complete(folder):
+            raise StoreError(f"{folder} is missing or damaged: materialize {record.asset} again")
+        return folder
+
+    def _whole(self, record: SnapshotRecord) -> bool:
+        return record.path is None or is_complete(self._inside(record.path))
+
+    def _inside(self, relative: str) -> Path:
+        path = (self.home / relative).resolve()
+        if not path.is_relative_to(self.home.resolve()) or Path(relative).is_absolute():
+            raise StoreError(f"the weights' path {relative!r} leads out of {self.home}")
+        return path
+
+    def _weights_fingerprint(self, relative: str | None) -> str | None:
+        if relative is None:
+            return None
+        folder = self._inside(relative)
+        if not is_complete(folder):
+            raise StoreError(f"{folder} is not a whole checkpoint: adopt the folder before its snapshot is published")
+        return marked_fingerprint(folder)
+
+    def _snapshots(self, where: str, values: Sequence[Any]) -> list[SnapshotRecord]:
+        with self._open(read_only=True) as connection:
+            return _select_snapshots(connection, where, values)
+
+    @contextmanager
+    def _open(self, read_only: bool) -> Iterator["duckdb.DuckDBPyConnection"]:
+        import duckdb
+
+        self.home.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(f"{self.path}.lock", timeout=self.lock_timeout, poll_interval=0.01)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise StoreError(
+                f"{self.path} has been locked for {self.lock_timeout:g} s by another process of this home: "
+                "wait until it is done, or stop it"
+            ) from error
+        try:
+            connection = self._connect(read_only)
+            try:
+                yield connection
+            finally:
+                connection.close()  # an open transaction is rolled back
+        except duckdb.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+        finally:
+            lock.release()
+
+    def _connect(self, read_only: bool) -> "duckdb.DuckDBPyConnection":
+        """Creates the tables on first use, also where an earlier process died before it had them."""
+        import duckdb
+
+        if read_only and not self.path.exists():
+            self._connect(read_only=False).close()
+        connection = duckdb.connect(str(self.path), read_only=read_only, config=CONFIG)
+        try:
+            found = connection.execute(
+                "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_version'"
+            ).fetchall()
+            if not found[0][0]:
+                if read_only:
+                    connection.close()
+                    self._connect(read_only=False).close()
+                    return self._connect(read_only=True)
+                connection.begin()
+                connection.execute(schema_sql())
+                connection.execute("INSERT INTO schema_version VALUES (?)", [SCHEMA_VERSION])
+                connection.commit()
+            versions = connection.execute("SELECT version FROM schema_version").fetchall()
+            if versions != [(SCHEMA_VERSION,)]:
+                raise StoreError(
+                    f"{self.path} has schema version {', '.join(str(v[0]) for v in versions)}, this program reads "
+                    f"{SCHEMA_VERSION}: use the program's version that wrote it, or another home"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def list(self, asset: str | None = None) -> "list[SnapshotRecord]":
+        """All snapshots, oldest first; of one asset where it is named."""
+        return self._snapshots("asset = ?", [asset]) if asset else self._snapshots("true", [])
+
+
+def table_columns(table: str) -> dict[str, str]:
+    """Column types of a data table. Raises StoreError with the nearest names when there is no such table."""
+    tables = {name: columns for name, columns in schema().items() if name not in OWN_TABLES}
+    if table not in tables:
+        raise StoreError(f"the warehouse has no table {table!r}: {nearest(table, sorted(tables))}")
+    return tables[table]
+
+
+def to_columns(table: str, rows: Sequence[Row], positioned: bool = True) -> dict[str, list[Any]]:
+    """Rows as columns of exactly the table's types, with `position` and without `snapshot_id` where `positioned`.
+
+    Raises StoreError naming table, row and column for an unknown column or a value that the column cannot keep.
+    """
+    kinds = table_columns(table) if positioned else schema()[table]
+    names = [name for name in kinds if not positioned or name not in ("snapshot_id", "position")]
+    for number, row in enumerate(rows):
+        if not row.keys() <= kinds.keys():
+            unknown = min(row.keys() - kinds.keys())
+            raise StoreError(f"{table}, row {number}: no column {unknown!r}: {nearest(unknown, names)}")
+    columns: dict[str, list[Any]] = {}
+    for name in names:
+        convert = CONVERSIONS[kinds[name]]
+        columns[name] = values = []
+        for number, row in enumerate(rows):
+            value = row.get(name)
+            try:
+                values.append(None if value is None else convert(value))
+            except (TypeError, ValueError) as error:
+                raise StoreError(f"{table}, row {number}, column {name} ({kinds[name]}): {error}") from error
+    if positioned:
+        columns["position"] = list(range(len(rows)))
+    return columns
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {value!r}")
+    value.encode("utf-8")  # a lone surrogate has no UTF-8 form
+    return str(value)
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"expected a whole number, found {value!r}")
+    whole = int(value)
+    if not -(2**63) <= whole < 2**63:
+        raise ValueError(f"{whole} does not fit 64 bits")
+    return whole
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
+        raise TypeError(f"expected a number, found {value!r}")
+    return float(value)
+
+
+def _boolean(value: Any) -> bool:
+    import numpy as np
+
+    if not isinstance(value, bool | np.bool):
+        raise TypeError(f"expected true or false, found {value!r}")
+    return bool(value)
+
+
+def _json(value: Any) -> str:
+    text = canonical_json(value)
+    text.encode("utf-8")
+    json.loads(text, parse_constant=_refuse_constant)
+    return text
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} has no place in JSON")
+
+
+CONVERSIONS: dict[str, Callable[[Any], Any]] = {
+    "VARCHAR": _text,
+    "BIGINT": _integer,
+    "DOUBLE": _number,
+    "BOOLEAN": _boolean,
+    "JSON": _json,
+}
+
+
+def _as_rows(table: str, columns: Mapping[str, list[Any]]) -> Iterator[Row]:
+    """The rows as `rows` will return them, so that what is hashed is what will be read."""
+    kinds = table_columns(table)
+    names = list(columns)
+    return (_decoded(names, row, kinds) for row in zip(*columns.values(), strict=True))
+
+
+def _decoded(names: Sequence[str], values: Sequence[Any], kinds: Mapping[str, str]) -> Row:
+    return {
+        name: json.loads(value) if kinds[name] == "JSON" and value is not None else value
+        for name, value in zip(names, values, strict=True)
+    }
+
+
+def _insert(connection: "duckdb.DuckDBPyConnection", table: str, columns: Mapping[str, list[Any]]) -> None:
+    import pyarrow as pa
+
+    types = {"VARCHAR": pa.string(), "JSON": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64()}
+    kinds = schema()[table]
+    arrays = {name: pa.array(columns[name], types.get(kinds[name], pa.bool_())) for name in kinds}
+    connection.register("incoming", pa.table(arrays))
+    connection.execute(f'INSERT INTO "{table}" SELECT {_quoted(kinds)} FROM incoming')
+    connection.unregister("incoming")
+
+
+def _select_snapshots(
+    connection: "duckdb.DuckDBPyConnection", where: str, values: Sequence[Any]
+) -> list[SnapshotRecord]:
+    kinds = {name: kind for name, kind in schema()["snapshots"].items() if name != "position"}
+    query = f"SELECT {_quoted(kinds)} FROM snapshots WHERE {where} ORDER BY position"
+    found = connection.execute(query, list(values)).fetchall()
+    return [SnapshotRecord(**_decoded(list(kinds), row, kinds)) for row in found]
+
+
+def _count(connection: "duckdb.DuckDBPyConnection", table: str) -> int:
+    return connection.execute(f'SELECT count(*) FROM "{table}"').fetchall()[0][0]
+
+
+def _quoted(names: Iterator[str] | Sequence[str] | Mapping[str, str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _storable(rejection: Rejection) -> Row:
+    """Refused text may be what cannot be encoded: that is escaped, never lost."""
+    return {
+        name: text.encode("utf-8", "backslashreplace").decode() for name, text in dataclasses.asdict(rejection).items()
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity; as metrics they are kept as text."""
+    if isinstance(value, Mapping):
+        return {str(name): _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real | Decimal):
+        return float(value) if math.isfinite(value) else str(float(value))
+    raise StoreError(f"a metric is a number, text, list or mapping, not {type(value).__name__}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
