@@ -7,6 +7,7 @@ works too, and `votes` may stand for `pm_score`), or the pocket world. HTML beco
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
@@ -244,8 +245,8 @@ class _Text(HTMLParser):
         if self.hidden:
             return
         if not self.verbatim:
-            words = " ".join(data.split())
-            data = f"{' ' * data[:1].isspace()}{words}{' ' * (bool(words) and data[-1:].isspace())}"
-            if not "".join(self.parts[-1:]).strip() and data.isspace():
-                return
-        self.parts.append(data)
+            data = re.sub(r"\s+", " ", data)
+            if not self.parts or self.parts[-1][-1].isspace():
+                data = data.lstrip()
+        if data:
+            self.parts.append(data)

@@ -199,7 +199,10 @@ def _llm_swarm_layout(value: dict[str, Any], where: str) -> dict[str, Any]:
     _refuse_unknown(value, ("constitutions", "system_chat"), where)
     pairs = [_texts(item, ("critic", "revision"), place) for place, item in _items(value, "constitutions", where)]
     examples: list[dict[str, str]] = []
-    for number, chat in enumerate(value.get("system_chat") or [], 1):
+    chats = value.get("system_chat") or []
+    if not isinstance(chats, list):
+        raise IngestError(f"{where}: system_chat must be a list, found {_found(chats)}")
+    for number, chat in enumerate(chats, 1):
         place = f"{where}: system_chat entry {number}"
         roles = [message.get("role") for message in chat if isinstance(message, dict)] if isinstance(chat, list) else []
         if roles != ["user", "assistant"] * 3:
@@ -268,7 +271,7 @@ def _critique_shot(text: str, place: str) -> dict[str, str]:
     _, *parts = _LABELS.split("\n\n" + text.removesuffix("Human:").strip())
     labels, texts = parts[::2], [part.strip() for part in parts[1::2]]
     end = labels.index("CritiqueRequest") if "CritiqueRequest" in labels else len(labels)
-    if end < 2 or labels[end - 1] != "Assistant" or tuple(labels[end : end + 4]) != _SHOT_TAIL:
+    if labels[:1] != ["Human"] or labels[end - 1] != "Assistant" or tuple(labels[end : end + 4]) != _SHOT_TAIL:
         raise IngestError(f"{place}: expected Human, Assistant, {', '.join(_SHOT_TAIL)} in this order")
     turns = zip(labels[1 : end - 1], texts[1 : end - 1], strict=True)
     prompt = "\n\n".join([texts[0], *(f"{label}: {turn}" for label, turn in turns)])

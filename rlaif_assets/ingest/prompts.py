@@ -61,9 +61,10 @@ def split_of(messages: list[Message], heldout_share: float, seed: int) -> Split:
 
 
 def _context(fields: dict[str, Any]) -> list[Message]:
-    name = next((name for name in FIELDS if fields.get(name) is not None), None)
-    if name is None:
+    present = [name for name in FIELDS if fields.get(name) is not None]
+    if not present:
         raise RowError(f"none of the fields {', '.join(FIELDS)}")
+    name = next((name for name in present if fields[name] != ""), present[0])  # an empty CSV cell is a missing field
     value = fields[name]
     if name == "messages" and isinstance(value, str):
         try:
