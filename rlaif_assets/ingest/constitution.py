@@ -204,10 +204,11 @@ def _llm_swarm_layout(value: dict[str, Any], where: str) -> dict[str, Any]:
         raise IngestError(f"{where}: system_chat must be a list, found {_found(chats)}")
     for number, chat in enumerate(chats, 1):
         place = f"{where}: system_chat entry {number}"
-        roles = [message.get("role") for message in chat if isinstance(message, dict)] if isinstance(chat, list) else []
+        messages = [_mapping(message, place) for message in chat] if isinstance(chat, list) else []
+        roles = [message.get("role") for message in messages]
         if roles != ["user", "assistant"] * 3:
             raise IngestError(f"{place}: expected 6 messages, user and assistant in turn")
-        examples.append(dict(zip(CRITIQUE_EXAMPLE_FIELDS, (_text(m, "content", place) for m in chat), strict=True)))
+        examples.append(dict(zip(CRITIQUE_EXAMPLE_FIELDS, (_text(m, "content", place) for m in messages), strict=True)))
     critics = list(dict.fromkeys(critic for critic, _ in pairs))
     return {
         "critique": [

@@ -169,6 +169,7 @@ def test_llm_swarm_layout(tmp_path: Path) -> None:
         ({"constitutions": LLM_SWARM["constitutions"][:1] * 2}, "repeats the text (and so id)"),
         ({"system_chat": [LLM_SWARM["system_chat"][0][:4]]}, "system_chat entry 1: expected 6 messages"),
         ({"system_chat": "x"}, "system_chat must be a list"),
+        ({"system_chat": [[*LLM_SWARM["system_chat"][0], "x"]]}, "system_chat entry 1: expected keys with values"),
         ({"other": 1}, "unknown key 'other'"),
     ],
 )
