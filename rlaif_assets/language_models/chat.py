@@ -98,7 +98,7 @@ def _control_ids(tokenizer: PreTrainedTokenizerFast, size: int) -> frozenset[int
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[return-value]
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str:
