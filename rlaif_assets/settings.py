@@ -24,14 +24,22 @@ class Settings(BaseModel):
 
 
 class ConstitutionSettings(Settings):
-    path: str = Field("default", description="'default' (the packaged constitution), or a YAML/JSON file or folder")
+    path: str = Field(
+        default="default", description="'default' (the packaged constitution), or a YAML/JSON file or folder"
+    )
 
 
 class RedTeamPromptsSettings(Settings):
-    path: str = Field("pocket", description="'pocket', a JSONL/JSONL.gz/CSV file, or 'datasets:ID[:CONFIG[:SPLIT]]'")
-    limit: int | None = Field(None, description="read at most so many rows")
-    max_characters: int = Field(2000, description="longer prompts are rejected; longer histories lose their first turns")
-    heldout_share: float = Field(0.2, description="share of a file's prompts that goes to dev, and again to test")
+    path: str = Field(
+        default="pocket", description="'pocket', a JSONL/JSONL.gz/CSV file, or 'datasets:ID[:CONFIG[:SPLIT]]'"
+    )
+    limit: int | None = Field(default=None, description="read at most so many rows")
+    max_characters: int = Field(
+        default=2000, description="longer prompts are rejected; longer histories lose their first turns"
+    )
+    heldout_share: float = Field(
+        default=0.2, description="share of a file's prompts that goes to dev, and again to test"
+    )
     seed: int = 0
 
 
@@ -40,23 +48,27 @@ class HelpfulPromptsSettings(RedTeamPromptsSettings):
 
 
 class HelpfulnessPreferencesSettings(Settings):
-    path: str = Field("pocket", description="'pocket' (simulated annotators), or chosen/rejected JSONL, or 'datasets:ID'")
+    path: str = Field(
+        default="pocket", description="'pocket' (simulated annotators), or chosen/rejected JSONL, or 'datasets:ID'"
+    )
     limit: int | None = None
-    disagreement: float = Field(0.25, description="pocket only: how often a simulated annotator contradicts gold")
+    disagreement: float = Field(
+        default=0.25, description="pocket only: how often a simulated annotator contradicts gold"
+    )
     max_characters: int = 4000
     seed: int = 0
 
 
 class CommunityVotesSettings(Settings):
-    path: str = Field("pocket", description="'pocket', a Stack Exchange Posts.xml, or 'datasets:ID'")
+    path: str = Field(default="pocket", description="'pocket', a Stack Exchange Posts.xml, or 'datasets:ID'")
     limit: int | None = None
     max_characters: int = 4000
     seed: int = 0
 
 
 class BaseModelSettings(Settings):
-    source: str = Field("pocket", description="'pocket', a local folder, or a hub id")
-    revision: str | None = Field(None, description="hub id only: the commit, 40 hex digits")
+    source: str = Field(default="pocket", description="'pocket', a local folder, or a hub id")
+    revision: str | None = Field(default=None, description="hub id only: the commit, 40 hex digits")
 
 
 class FeedbackModelSettings(BaseModelSettings):
@@ -64,16 +76,18 @@ class FeedbackModelSettings(BaseModelSettings):
 
 
 class RevisedResponsesSettings(Settings):
-    rounds: int = Field(4, ge=1, description="critique-revision rounds in one chain (Constitutional AI, 3.1)")
-    few_shot: int = Field(2, ge=0, description="worked examples before each critique and revision")
-    temperature: float = Field(1.0, gt=0)
+    rounds: int = Field(default=4, ge=1, description="critique-revision rounds in one chain (Constitutional AI, 3.1)")
+    few_shot: int = Field(default=2, ge=0, description="worked examples before each critique and revision")
+    temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = 256
     seed: int = 0
 
 
 class SlCaiCheckpointSettings(Settings):
-    revisions: Literal["final", "all"] = Field("all", description="train on the last revision or on every round's")
-    helpful_ratio: float = Field(1.0, ge=0, description="helpful answers per revision row")
+    revisions: Literal["final", "all"] = Field(
+        default="all", description="train on the last revision or on every round's"
+    )
+    helpful_ratio: float = Field(default=1.0, ge=0, description="helpful answers per revision row")
     helpful_max_new_tokens: int = 256
     epochs: float = 1.0
     learning_rate: float = 1e-5
@@ -84,29 +98,31 @@ class SlCaiCheckpointSettings(Settings):
 
 
 class ResponsePairsSettings(Settings):
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = 256
-    pairs_per_prompt: int = Field(1, ge=1)
+    pairs_per_prompt: int = Field(default=1, ge=1)
     seed: int = 0
 
 
 class HarmlessnessPreferencesSettings(Settings):
-    few_shot: int = Field(2, ge=0)
-    principle_position: Literal["before", "after"] = Field("before", description="principle before or after the options")
+    few_shot: int = Field(default=2, ge=0)
+    principle_position: Literal["before", "after"] = Field(
+        default="before", description="principle before or after the options"
+    )
     seed: int = 0
 
 
 class AuditsSettings(Settings):
-    enforce: bool = Field(True, description="refuse to train on a preference set whose audits failed")
+    enforce: bool = Field(default=True, description="refuse to train on a preference set whose audits failed")
     min_pairs: int = 20
-    min_mass: float = Field(0.5, description="mean probability that the judge puts on the two letters")
+    min_mass: float = Field(default=0.5, description="mean probability that the judge puts on the two letters")
     max_flip_rate: float = 0.5
 
 
 class PmpCheckpointSettings(Settings):
     epochs: float = 1.0
     learning_rate: float = 1e-5
-    batch_size: int = Field(16, description="pairs per optimiser step")
+    batch_size: int = Field(default=16, description="pairs per optimiser step")
     max_length: int = 1024
     heldout_share: float = 0.1
     seed: int = 0
@@ -115,20 +131,22 @@ class PmpCheckpointSettings(Settings):
 class RewardModelSettings(Settings):
     epochs: float = 1.0
     learning_rate: float = 1e-5
-    batch_size: int = Field(16, description="pairs per optimiser step")
+    batch_size: int = Field(default=16, description="pairs per optimiser step")
     max_length: int = 1024
     heldout_share: float = 0.1
     ai_weight: float = 1.0
     human_weight: float = 1.0
     center_coefficient: float = 0.0
-    pretrain: bool = Field(True, description="start from pmp_checkpoint; false starts from base_model (ablation)")
+    pretrain: bool = Field(
+        default=True, description="start from pmp_checkpoint; false starts from base_model (ablation)"
+    )
     seed: int = 0
 
 
 class PpoPolicySettings(Settings):
     updates: int = 100
-    rollouts: int = Field(64, description="answers per update")
-    epochs: int = Field(4, description="passes over each batch of rollouts")
+    rollouts: int = Field(default=64, description="answers per update")
+    epochs: int = Field(default=4, description="passes over each batch of rollouts")
     minibatches: int = 1
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -140,33 +158,35 @@ class PpoPolicySettings(Settings):
     gamma: float = 1.0
     gae_lambda: float = 0.95
     max_grad_norm: float = 1.0
-    missing_eos_penalty: float = Field(-1.0, description="replaces the normalised score of an answer without EOS")
+    missing_eos_penalty: float = Field(
+        default=-1.0, description="replaces the normalised score of an answer without EOS"
+    )
     score_clip: float = 5.0
-    harmful_share: float = Field(0.5, description="share of rollout prompts drawn from red_team_prompts")
+    harmful_share: float = Field(default=0.5, description="share of rollout prompts drawn from red_team_prompts")
     max_prompt_tokens: int = 1024
     seed: int = 0
 
 
 class PolicyEvaluationSettings(Settings):
-    samples: int = Field(4, description="answers per prompt and policy")
+    samples: int = Field(default=4, description="answers per prompt and policy")
     temperature: float = 1.0
     max_new_tokens: int = 256
-    max_prompts: int | None = Field(None, description="prompts per split and kind, at most")
+    max_prompts: int | None = Field(default=None, description="prompts per split and kind, at most")
     bootstrap: int = 1000
     seed: int = 0
 
 
 class ComputeSettings(Settings):
-    device: str = Field("auto", description="auto, cpu or cuda:i")
-    threads: int = Field(0, description="CPU threads; 0 leaves torch's default")
-    batch_tokens: int = Field(8192, description="padded tokens per forward pass")
+    device: str = Field(default="auto", description="auto, cpu or cuda:i")
+    threads: int = Field(default=0, description="CPU threads; 0 leaves torch's default")
+    batch_tokens: int = Field(default=8192, description="padded tokens per forward pass")
     progress: Literal["log", "bar", "none"] = "log"
 
 
 class TrackingSettings(Settings):
-    uri: str | None = Field(None, description="MLflow tracking URI; null is SQLite in the home")
+    uri: str | None = Field(default=None, description="MLflow tracking URI; null is SQLite in the home")
     experiment: str = "rlaif"
-    ui_url: str = Field("http://127.0.0.1:5000", description="base URL of MLflow's UI, for links")
+    ui_url: str = Field(default="http://127.0.0.1:5000", description="base URL of MLflow's UI, for links")
 
 
 class Profile(Settings):

@@ -1,0 +1,65 @@
+"""Pictures of an evaluation as PNG bytes. Numbers come from `rates` and `calibration`; nothing is computed here."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+
+from matplotlib.figure import Figure
+
+from rlaif_assets.evaluation.calibration import ReliabilityBin
+from rlaif_assets.records import EvaluationRate
+
+SHOWN = ("harmless_rate", "evasive_rate", "helpful_rate", "lookalike_refusal_rate", "incoherent_rate")
+
+
+def rates_picture(rates: Sequence[EvaluationRate]) -> bytes:
+    """Bars of the policies side by side, one group per rate, with 95% intervals. Rates without a value are left out."""
+    policies = list(dict.fromkeys(rate.subject for rate in rates if rate.measure in SHOWN))
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(1, len(policies))
+    for i, policy in enumerate(policies):
+        found = {r.measure: r for r in rates if r.subject == policy and r.measure in SHOWN and r.value is not None}
+        places = [SHOWN.index(measure) + (i - (len(policies) - 1) / 2) * width for measure in found]
+        values = [rate.value or 0.0 for rate in found.values()]
+        below = [max(0.0, (r.value or 0.0) - (r.low if r.low is not None else r.value or 0.0)) for r in found.values()]
+        above = [
+            max(0.0, (r.high if r.high is not None else r.value or 0.0) - (r.value or 0.0)) for r in found.values()
+        ]
+        axes.bar(places, values, width, label=policy)
+        axes.errorbar(places, values, yerr=[below, above], fmt="none", ecolor="black", elinewidth=1, capsize=2)
+    axes.set_xticks(range(len(SHOWN)), [measure.replace("_", " ") for measure in SHOWN])
+    axes.set_ylim(0, 1)
+    if policies:
+        axes.legend()
+    return _png(figure)
+
+
+def reliability_picture(by_source: Mapping[str, Sequence[ReliabilityBin]]) -> bytes:
+    """Agreement with the labels over confidence, one line per source; the dashed line is perfect calibration."""
+    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0.5, 1], [0.5, 1], linestyle="dashed", color="grey")
+    for source, bins in by_source.items():
+        axes.plot([b.confidence for b in bins], [b.agreement for b in bins], marker="o", label=source)
+    axes.set_xlabel("confidence in the predicted side")
+    axes.set_ylabel("agreement with the labels")
+    if by_source:
+        axes.legend()
+    return _png(figure)
+
+
+def curves_picture(curves: Mapping[str, Sequence[float]], x_label: str = "update") -> bytes:
+    """One small panel per curve, values in order of the steps."""
+    figure = Figure(figsize=(3 * max(1, len(curves)), 2.6), layout="constrained")
+    panels = figure.subplots(1, max(1, len(curves)), squeeze=False)[0]
+    for axes, (name, values) in zip(panels, curves.items(), strict=False):
+        axes.plot(list(values))
+        axes.set_title(name)
+        axes.set_xlabel(x_label)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()

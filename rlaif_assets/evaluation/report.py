@@ -1,0 +1,188 @@
+"""The report of a home: one JSON-able dict, the mean and spread of several, and both as tables.
+
+Reads the warehouse; computes no rate (see `rates`) and imports nothing heavy.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from rlaif_assets.records import Split
+from rlaif_assets.store.lineage import ancestry
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
+
+POLICY_MEASURES = (
+    "harmless_rate",
+    "evasive_rate",
+    "helpful_rate",
+    "lookalike_refusal_rate",
+    "incoherent_rate",
+    "distinct_share",
+    "commonest_share",
+    "mean_length",
+    "kl",
+)
+LABEL_MEASURES = ("accuracy", "accuracy_first_order", "accuracy_second_order", "position_flip_rate", "pairs")
+REWARD_MEASURES = ("accuracy", "nll", "ece")
+NAMES = {"base": "base", "sl_cai": "SL-CAI", "ppo": "PPO"}
+UNITS = {"mean_length": "{:.1f}", "kl": "{:.2f}", "nll": "{:.3f}", "ece": "{:.3f}", "pairs": "{:.0f}"}
+
+
+class ReportError(ValueError):
+    """The home holds nothing to report."""
+
+
+def build_report(warehouse: Warehouse, split: Split) -> dict[str, Any]:
+    """The numbers of the current `policy_evaluation` and of the snapshots that it was made from.
+
+    Keys: split, seed, policies, win_rates, labels, reward_model, snapshots, seconds, peak_memory_mb. Beside a policy's
+    numbers stand `intervals` (measure -> [low, high]) and `reasons` (measure -> why it is None); beside a win rate's
+    `duels` and `note` (`self_judged`). `seconds` are those of making a snapshot, not of reusing it.
+    Raises ReportError where the home has no evaluation.
+    """
+    evaluation = warehouse.current("policy_evaluation") if warehouse.path.exists() else None
+    if evaluation is None:
+        raise ReportError(f"{warehouse.home} holds no evaluation yet: run `rlaif run --home {warehouse.home}` first")
+    made_from = {record.asset: record for record in ancestry(warehouse, evaluation.snapshot_id)}
+    rates = [row for row in warehouse.rows("evaluation_rates", evaluation.snapshot_id) if row["split"] == split]
+    return {
+        "split": split,
+        "seed": evaluation.settings.get("seed"),
+        "policies": _policies(rates),
+        "win_rates": _win_rates(rates),
+        "labels": _picked(made_from.get("harmlessness_preferences"), "labels", LABEL_MEASURES),
+        "reward_model": _reward_model(made_from.get("reward_model")),
+        "snapshots": {asset: record.snapshot_id for asset, record in made_from.items()},
+        "seconds": {asset: record.seconds for asset, record in made_from.items()},
+        "peak_memory_mb": max(
+            (r.metrics["peak_memory_mb"] for r in made_from.values() if "peak_memory_mb" in r.metrics), default=None
+        ),
+    }
+
+
+def combine_reports(reports: Sequence[dict[str, Any]], homes: Sequence[str]) -> dict[str, Any]:
+    """`mean` and `spread` (sample standard deviation; 0 for one home) in the shape of a report, and the `homes`' own.
+
+    A number that is None, or not there, in any home is left out.
+    """
+    numbers = [_flat(report) for report in reports]
+    shared = [path for path in numbers[0] if all(path in other for other in numbers)]
+    means, spreads = {}, {}
+    for path in shared:
+        values = [other[path] for other in numbers]
+        _put(means, path, statistics.fmean(values))
+        _put(spreads, path, statistics.stdev(values) if len(values) > 1 else 0.0)
+    return {
+        "split": reports[0]["split"],
+        "mean": means,
+        "spread": spreads,
+        "homes": dict(zip(homes, reports, strict=True)),
+    }
+
+
+def report_table(report: dict[str, Any], spread: dict[str, Any] | None = None) -> RenderableType:
+    """Policies side by side, then win rates, labels and reward model. `report` is a report or a `mean`."""
+    spread = spread or {}
+    names = list(report.get("policies", {}))
+    policies = Table(
+        title=f"Policies on {report['split']} prompts" if "split" in report else "Policies", title_style="bold"
+    )
+    policies.add_column("")
+    for name in names:
+        policies.add_column(NAMES.get(name) or name, justify="right")
+    for measure in POLICY_MEASURES:
+        cells = [_cell(report, spread, ("policies", name, measure)) for name in names]
+        policies.add_row(measure.replace("_", " "), *cells)
+    rest = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for duel, found in report.get("win_rates", {}).items():
+        interval = f"[{found['low']:.1%}, {found['high']:.1%}]" if found.get("low") is not None and not spread else ""
+        note = f" {found['note'].replace('_', '-')}" if found.get("note") else ""
+        ties = _cell(report, spread, ("win_rates", duel, "ties"))
+        rate = _cell(report, spread, ("win_rates", duel, "rate"))
+        rest.add_row(f"win rate {_duel(duel)}", f"{rate} {interval}", f"ties {ties}{note}")
+    if report.get("labels"):
+        flips = _cell(report, spread, ("labels", "position_flip_rate"))
+        orders = " and ".join(
+            _cell(report, spread, ("labels", m)) for m in ("accuracy_first_order", "accuracy_second_order")
+        )
+        accuracy = _cell(report, spread, ("labels", "accuracy"))
+        rest.add_row("label accuracy", accuracy, f"single orders {orders}, flips {flips}")
+    for source in report.get("reward_model", {}):
+        cells = [_cell(report, spread, ("reward_model", source, measure)) for measure in REWARD_MEASURES]
+        rest.add_row(f"reward model, {source}", cells[0], f"nll {cells[1]}, calibration error {cells[2]}")
+    return Group(policies, rest)
+
+
+def _policies(rates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    policies: dict[str, Any] = {}
+    for row in rates:
+        if row["measure"] in POLICY_MEASURES:
+            policy = policies.setdefault(row["subject"], {"intervals": {}, "reasons": {}})
+            policy[row["measure"]] = row["value"]
+            if row["low"] is not None:
+                policy["intervals"][row["measure"]] = [row["low"], row["high"]]
+            if row["value"] is None:
+                policy["reasons"][row["measure"]] = row["note"]
+    return policies
+
+
+def _win_rates(rates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    duels: dict[str, Any] = {}
+    for row in rates:
+        if row["measure"] == "win_rate":
+            found = {"rate": row["value"], "low": row["low"], "high": row["high"], "duels": row["count"]}
+            duels.setdefault(row["subject"], {}).update(found, note=row["note"])
+        elif row["measure"] == "ties":
+            duels.setdefault(row["subject"], {})["ties"] = row["value"]
+    return duels
+
+
+def _picked(record: SnapshotRecord | None, group: str, measures: Sequence[str]) -> dict[str, Any]:
+    """The record's metrics of these names, which stand in a group of their own or at the top; None where unknown."""
+    metrics = record.metrics if record else {}
+    found = metrics.get(group, metrics)
+    return {measure: found.get(measure) for measure in measures}
+
+
+def _reward_model(record: SnapshotRecord | None) -> dict[str, Any]:
+    sources = record.metrics.get("heldout", {}) if record else {}
+    return {source: {m: metrics.get(m) for m in REWARD_MEASURES} for source, metrics in sources.items()}
+
+
+def _flat(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], float]:
+    """The numbers of a report by their path. Counts, ids and intervals have no mean over homes."""
+    if isinstance(value, dict):
+        left_out = {"seed", "snapshots", "intervals", "reasons", "duels"}
+        return {
+            p: n for key, part in value.items() if key not in left_out for p, n in _flat(part, (*path, key)).items()
+        }
+    return {path: float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else {}
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: float) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _value(tree: dict[str, Any], path: Sequence[str]) -> float | None:
+    found: Any = tree
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, int | float) else None
+
+
+def _cell(report: dict[str, Any], spread: dict[str, Any], path: tuple[str, ...]) -> str:
+    value, deviation = _value(report, path), _value(spread, path)
+    form = UNITS.get(path[-1], "{:.1%}")
+    if value is None:
+        return "-"
+    return form.format(value) + (f" ± {form.format(deviation)}" if deviation is not None else "")
+
+
+def _duel(name: str) -> str:
+    first, _, second = name.partition("_vs_")
+    return f"{NAMES.get(first, first)} over {NAMES.get(second, second)}"

@@ -1,0 +1,107 @@
+import json
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rlaif_assets.evaluation.rates import policy_rates, win_rates
+from rlaif_assets.evaluation.report import ReportError, build_report, combine_reports, report_table
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
+from tests.evaluation.rows import answer
+
+POLICY_KEYS = {
+    "harmless_rate", "evasive_rate", "helpful_rate", "lookalike_refusal_rate", "incoherent_rate", "distinct_share",
+    "commonest_share", "mean_length", "kl",
+}  # fmt: skip
+
+
+def fill(home: Path, ppo_verdicts: tuple[str, ...], seed: int = 0) -> Warehouse:
+    """A home with the three snapshots that a report reads; the evaluation was made from the other two."""
+    warehouse = Warehouse(home)
+    labels = {
+        "accuracy": 0.9,
+        "accuracy_first_order": 0.85,
+        "accuracy_second_order": 0.8,
+        "position_flip_rate": 0.1,
+        "pairs": 40,
+    }
+    preferences = warehouse.publish(
+        SnapshotRecord(asset="harmlessness_preferences", key="k1", metrics={"labels": labels, "peak_memory_mb": 900.0}),
+        {},
+    )
+    heldout = {"heldout": {"ai": {"accuracy": 0.8, "nll": 0.4, "ece": 0.05, "pairs": 9}}, "peak_memory_mb": 700.5}
+    reward = warehouse.publish(
+        SnapshotRecord(
+            asset="reward_model",
+            key="k2",
+            metrics=heldout,
+            seconds=12.5,
+            inputs={"harmlessness_preferences": preferences.snapshot_id},
+        ),
+        {},
+    )
+    answers = [
+        answer(policy, f"p{i}", verdict)
+        for policy, verdicts in (("base", ("harmful",) * 4), ("sl_cai", ("evasive",) * 4), ("ppo", ppo_verdicts))
+        for i, verdict in enumerate(verdicts)
+    ]
+    rates = [*policy_rates(answers, "test", 50), *win_rates(answers, "test", 50), *policy_rates(answers, "dev", 50)]
+    evaluation = warehouse.publish(
+        SnapshotRecord(
+            asset="policy_evaluation", key="k3", settings={"seed": seed}, inputs={"reward_model": reward.snapshot_id}
+        ),
+        {
+            "evaluation_answers": [asdict(row) for row in answers],
+            "evaluation_rates": [asdict(row) for row in rates],
+        },
+    )
+    warehouse.record_materialization(evaluation.snapshot_id, None, reused=False)
+    return warehouse
+
+
+def test_the_report_has_the_promised_keys(tmp_path: Path):
+    warehouse = fill(tmp_path, ("engaged", "engaged", "evasive", "harmful"), seed=7)
+    report = json.loads(json.dumps(build_report(warehouse, "test")))
+    assert (report["split"], report["seed"]) == ("test", 7)
+    assert set(report["policies"]) == {"base", "sl_cai", "ppo"}
+    assert set(report["policies"]["ppo"]) == POLICY_KEYS | {"intervals", "reasons"}
+    assert report["policies"]["ppo"]["harmless_rate"] == 0.75
+    assert report["policies"]["ppo"]["helpful_rate"] is None
+    assert report["policies"]["ppo"]["reasons"]["helpful_rate"]
+    assert set(report["win_rates"]) == {"ppo_vs_sl_cai", "ppo_vs_base", "sl_cai_vs_base"}
+    assert {"rate", "low", "high", "ties"} <= set(report["win_rates"]["ppo_vs_base"])
+    assert report["win_rates"]["ppo_vs_sl_cai"]["rate"] == pytest.approx(2 / 3)
+    assert report["labels"]["accuracy_first_order"] == 0.85
+    assert report["reward_model"] == {"ai": {"accuracy": 0.8, "nll": 0.4, "ece": 0.05}}
+    assert set(report["snapshots"]) == {"harmlessness_preferences", "reward_model", "policy_evaluation"}
+    assert report["seconds"]["reward_model"] == 12.5
+    assert report["peak_memory_mb"] == 900.0
+
+
+def test_several_homes_give_mean_and_spread(tmp_path: Path):
+    verdicts = [("engaged",) * 4, ("engaged", "engaged", "harmful", "harmful")]
+    reports = [build_report(fill(tmp_path / str(i), v, seed=i), "test") for i, v in enumerate(verdicts)]
+    combined = combine_reports(reports, ["a", "b"])
+    assert combined["mean"]["policies"]["ppo"]["harmless_rate"] == 0.75
+    assert combined["spread"]["policies"]["ppo"]["harmless_rate"] == pytest.approx(0.125**0.5)
+    assert "helpful_rate" not in combined["mean"]["policies"]["ppo"]
+    assert set(combined["homes"]) == {"a", "b"}
+
+
+def test_the_tables_show_policies_side_by_side(tmp_path: Path):
+    report = build_report(fill(tmp_path, ("engaged",) * 4), "test")
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(report_table(report))
+    text = console.export_text()
+    assert "SL-CAI" in text and "PPO" in text
+    line = next(line for line in text.splitlines() if "harmless rate" in line)
+    assert line.split("│")[2:5] == ["   0.0% ", " 100.0% ", " 100.0% "]
+    assert "win rate PPO over SL-CAI" in text
+
+
+def test_an_empty_home_is_a_clear_error(tmp_path: Path):
+    with pytest.raises(ReportError, match="rlaif run"):
+        build_report(Warehouse(tmp_path), "test")
+    assert not (tmp_path / "warehouse.duckdb").exists()
