@@ -1,8 +1,8 @@
 """The arithmetic of PPO: pure functions of tensors, each tested against values worked out by hand.
 
-No models, no settings, no loop; those are in `ppo.py`. Shapes: N answers, T tokens of the longest answer. A mask is True
-on the tokens of an answer, its end-of-turn token included. Log-probabilities are natural logs. Where a function takes
-"flat" tensors, they hold the answer tokens of one or more answers, in any order, without padding.
+No models, no settings, no loop; those are in `ppo.py`. Shapes: N answers, T tokens of the longest answer. A mask is
+True on the tokens of an answer, its end-of-turn token included. Log-probabilities are natural logs. Where a function
+takes "flat" tensors, they hold the answer tokens of one or more answers, in any order, without padding.
 """
 
 import torch
