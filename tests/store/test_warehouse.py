@@ -25,14 +25,23 @@ from rlaif_assets.store.warehouse import SnapshotRecord, StoreError, Warehouse, 
 WRITER = """
 import sys
 from pathlib import Path
+from rlaif_assets.store import warehouse as module
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
+
+insert = module._insert
+
+def insert_and_tell(connection, table, columns):
+    print("insert", table, flush=True)
+    insert(connection, table, columns)
+
+module._insert = insert_and_tell
 home, name, first, last, size = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 warehouse = Warehouse(home)
 print("ready", flush=True)
 for i in range(first, last):
     rows = [{"row_id": f"{name}-{i}-{j}", "role": "train", "source": "x" * 50} for j in range(size)]
     record = warehouse.publish(SnapshotRecord(asset=name, key=f"{name}-{i}"), {"training_rows": rows})
-    print(i, record.snapshot_id, flush=True)
+    print("published", record.snapshot_id, flush=True)
 """
 
 
@@ -333,40 +342,43 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
     writers = [start_writer(tmp_path, name, 0, 8, 50) for name in ("left", "right", "same", "same")]
     printed = [writer.communicate(timeout=120) for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0, 0, 0], [err for _, err in printed]
-    assert printed[2][0] == printed[3][0]
+    published = [[line.split()[1] for line in out.splitlines() if line.startswith("published")] for out, _ in printed]
+    assert published[2] == published[3]
     warehouse = Warehouse(tmp_path)
     for name in ("left", "right", "same"):
         found = warehouse.list(name)
         assert sorted(r.key for r in found) == [f"{name}-{i}" for i in range(8)]
         assert all(verify(warehouse, r.snapshot_id) == [] for r in found)
-    assert {r.snapshot_id for r in warehouse.list()} == {
-        line.split()[1] for out, _ in printed for line in out.splitlines()[1:]
-    }
+    assert {r.snapshot_id for r in warehouse.list()} == {one for ids in published for one in ids}
 
 
 def test_a_killed_writer_loses_nothing_that_was_committed(tmp_path: Path) -> None:
-    """Kills a writer at many points of its work, tables' creation included; then an undisturbed one ends the work."""
-    size = 400
+    """Kills a writer at many points of its work, tables' creation included; then an undisturbed one ends the work.
+
+    A kill follows the n-th step that the writer tells of, so it falls into transactions however slow the machine is.
+    """
+    size, last = 400, 24
     committed: set[str] = set()
     for kill in range(12):
-        writer = start_writer(tmp_path, "asset", 0, 40, size)
+        writer = start_writer(tmp_path, "asset", 0, last, size)
         assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-        time.sleep(0.02 + 0.035 * kill)
+        lines = [writer.stdout.readline() for _ in range(1 if kill == 0 else 2 * kill)]
+        time.sleep(0.003 * (kill % 4))
         writer.send_signal(signal.SIGKILL)
-        out, _ = writer.communicate()
+        rest, _ = writer.communicate()
+        assert writer.returncode == -signal.SIGKILL
         # A line that the kill cut short is of no commit that we could name.
-        committed |= {line.split()[1] for line in out.splitlines(keepends=True) if line.endswith("\n")}
-        if kill % 3 == 0:
-            counts = row_counts(tmp_path)
-            assert committed <= counts.keys()
-            assert set(counts.values()) <= {size}
+        told = [*lines, *(line for line in rest.splitlines(keepends=True) if line.endswith("\n"))]
+        committed |= {line.split()[1] for line in told if line.startswith("published")}
+        counts = row_counts(tmp_path)
+        assert committed <= counts.keys()
+        assert set(counts.values()) <= {size}
     assert committed, "no writer lived long enough to commit"
-    assert start_writer(tmp_path, "asset", 0, 40, size).wait(timeout=120) == 0
+    assert start_writer(tmp_path, "asset", 0, last, size).wait(timeout=120) == 0
     warehouse, undisturbed = Warehouse(tmp_path), Warehouse(tmp_path / "undisturbed")
-    assert start_writer(undisturbed.home, "asset", 0, 40, size).wait(timeout=120) == 0
+    assert start_writer(undisturbed.home, "asset", 0, last, size).wait(timeout=120) == 0
     identity = [(r.key, r.snapshot_id, r.content_hash, r.row_counts) for r in undisturbed.list()]
-    assert sorted((r.key, r.snapshot_id, r.content_hash, r.row_counts) for r in warehouse.list()) == sorted(identity)
+    assert [(r.key, r.snapshot_id, r.content_hash, r.row_counts) for r in warehouse.list()] == identity
     assert row_counts(tmp_path) == {snapshot_id: size for _, snapshot_id, _, _ in identity}
 
 

@@ -1,0 +1,230 @@
+"""What MLflow is told about a run. The only module that imports mlflow, and only when a method needs it.
+
+MLflow is a record for people: no result is read from it, and weights are never copied into it (a logged model holds a
+small pointer). Client API only: no active run, no global tracking URI, so several runs and threads do not mix.
+"""
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from rlaif_assets.store.errors import TrackingError
+from rlaif_assets.store.fingerprint import canonical_json, sha256_text
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+P = ParamSpec("P")
+T = TypeVar("T")
+LIMIT_PARAM, LIMIT_TAG, LIMIT_DIGEST, BATCH_PARAMS, BATCH_METRICS = 6000, 5000, 36, 100, 1000
+SNAPSHOT_TAG = "rlaif.snapshot_id"
+
+
+def _told(method: "Callable[Concatenate[Tracker, P], T]") -> "Callable[Concatenate[Tracker, P], T]":
+    """Whatever MLflow raises becomes a TrackingError that says which call failed and where."""
+
+    @wraps(method)
+    def call(self: "Tracker", *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except TrackingError:
+            raise
+        except Exception as error:
+            first_line = _without_password(str(error).strip().partition("\n")[0])
+            secret = _without_password(self.uri) != self.uri
+            raise TrackingError(f"MLflow at {_without_password(self.uri)}, {method.__name__}: {first_line}") from (
+                None if secret else error
+            )  # a cause would print the password
+
+    return call
+
+
+class Tracker:
+    """One experiment on one MLflow server or SQLite file. Every method raises TrackingError alone.
+
+    `uri`: None is `mlflow.db` in the home, with artifacts in `mlflow_artifacts` there. `ui_url`: base of `url`'s links.
+    """
+
+    def __init__(self, uri: str | None, home: Path, experiment: str, ui_url: str) -> None:
+        self.home = home.absolute()
+        self.uri = uri or f"sqlite:///{self.home / 'mlflow.db'}"
+        self.experiment = experiment
+        self.ui_url = ui_url.rstrip("/")
+
+    @cached_property
+    def client(self) -> "MlflowClient":
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        os.environ["DO_NOT_TRACK"] = "true"
+        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        # The defaults (7 retries, 120 s each) block a training run for minutes while a server is away.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        from mlflow import MlflowClient
+
+        self.home.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """The experiment of this name; in a home that was copied, one of its own, as MLflow cannot move artifacts."""
+        if not self.uri.startswith("sqlite:"):
+            return self._experiment(self.experiment, None).experiment_id
+        location = (self.home / "mlflow_artifacts").as_uri()
+        found = self._experiment(self.experiment, location)
+        if found.artifact_location != location:
+            found = self._experiment(f"{self.experiment}-{sha256_text(location)[:8]}", location)
+        return found.experiment_id
+
+    def _experiment(self, name: str, location: str | None) -> "Experiment":
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                found = self.client.get_experiment(self.client.create_experiment(name, artifact_location=location))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self.client.get_experiment_by_name(name)  # another process was faster
+        if found is None or found.lifecycle_stage != "active":
+            raise TrackingError(f"MLflow's experiment {name!r} was deleted: restore it, or set tracking.experiment")
+        return found
+
+    @_told
+    def start_run(self, name: str, tags: Mapping[str, str] | None = None) -> str:
+        """Returns the run id."""
+        return self.client.create_run(self.experiment_id, run_name=name, tags=_tags(tags or {})).info.run_id
+
+    @_told
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Text as it is, all else as JSON; longer values are cut at MLflow's limit."""
+        from mlflow.entities import Param
+
+        entries = [Param(name, _text(value)[:LIMIT_PARAM]) for name, value in params.items()]
+        for start in range(0, len(entries), BATCH_PARAMS):
+            self.client.log_batch(run_id, params=entries[start : start + BATCH_PARAMS], synchronous=True)
+
+    @_told
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        for start in range(0, len(entries), BATCH_METRICS):
+            self.client.log_batch(run_id, metrics=entries[start : start + BATCH_METRICS], synchronous=True)
+
+    @_told
+    def log_dataset_input(self, run_id: str, table: str, snapshot_id: str, rows: int, context: str = "train") -> None:
+        """A data set named by its table with the snapshot id as digest: no row leaves the warehouse."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        if len(snapshot_id) > LIMIT_DIGEST:
+            raise TrackingError(f"{snapshot_id} is longer than the {LIMIT_DIGEST} characters of an MLflow digest")
+        source = json.dumps({"uri": f"warehouse.duckdb/{table}?snapshot_id={snapshot_id}"})
+        profile = json.dumps({"num_rows": rows})
+        dataset = Dataset(name=table, digest=snapshot_id, source_type="code", source=source, profile=profile)
+        self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    @_told
+    def log_model(
+        self, run_id: str, name: str, folder: str | None = None, tags: Mapping[str, str] | None = None, step: int = 0
+    ) -> str:
+        """A LoggedModel that is an output of the run; returns its id.
+
+        Its only artifact is a pointer: `folder` is the weights' folder relative to the home, None for a model that is
+        kept elsewhere.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        model = self.client.create_logged_model(
+            self.experiment_id, name=_model_name(name), source_run_id=run_id, tags=_tags(tags or {})
+        )
+        with tempfile.TemporaryDirectory() as temporary:
+            pointer = {"folder": folder, "home": "relative", **(tags or {})}
+            (Path(temporary) / "rlaif_pointer.json").write_text(json.dumps(pointer, indent=1, sort_keys=True))
+            self.client.log_model_artifacts(model.model_id, temporary)
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+        return model.model_id
+
+    @_told
+    def log_model_input(self, run_id: str, model_id: str) -> None:
+        """The edge from a model to the run that started from it or was judged by it."""
+        from mlflow.entities import LoggedModelInput
+
+        self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+
+    @_told
+    def register(self, model_id: str, name: str, snapshot_id: str, alias: str = "candidate") -> str:
+        """A registry version with this alias; one version per snapshot, however often it is called. Returns it."""
+        from mlflow.exceptions import MlflowException
+
+        found = list(self._versions(name, snapshot_id))
+        if not found:
+            try:
+                self.client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            model = self.client.get_logged_model(model_id)
+            created = self.client.create_model_version(
+                name,
+                source=model.artifact_location,
+                run_id=model.source_run_id,
+                model_id=model_id,
+                tags={SNAPSHOT_TAG: snapshot_id},
+            )
+            found = [created.version]
+        version = str(min(found, key=int))
+        self.client.set_registered_model_alias(name, alias, version)
+        return version
+
+    def _versions(self, name: str, snapshot_id: str) -> list[str]:
+        versions = self.client.search_model_versions(f"name = '{_model_name(name)}'")
+        return [str(version.version) for version in versions if version.tags.get(SNAPSHOT_TAG) == snapshot_id]
+
+    @_told
+    def log_figure(self, run_id: str, name: str, png: bytes) -> None:
+        """A PNG among the run's artifacts, under `figures/NAME.png`."""
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / f"{_model_name(name)}.png"
+            path.write_bytes(png)
+            self.client.log_artifact(run_id, str(path), "figures")
+
+    @_told
+    def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
+        self.client.set_terminated(run_id, status)
+
+    @_told
+    def url(self, run_id: str) -> str:
+        """The run's page in MLflow's UI."""
+        return f"{self.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}"
+
+    @_told
+    def model_url(self, model_id: str) -> str:
+        return f"{self.ui_url}/#/experiments/{self.experiment_id}/models/{model_id}"
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else canonical_json(value)
+
+
+def _tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _text(value)[:LIMIT_TAG] for name, value in tags.items()}
+
+
+def _model_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise TrackingError(f"{name!r} is no name for MLflow: use letters, digits, _ and -")
+    return name

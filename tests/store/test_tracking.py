@@ -1,0 +1,116 @@
+"""The tracker against a real MLflow on SQLite in a temporary home."""
+
+import os
+import shutil
+import traceback
+from pathlib import Path
+
+import pytest
+
+from rlaif_assets.store.tracking import Tracker, TrackingError
+
+SNAPSHOT = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    home = tmp_path_factory.mktemp("home with a space")
+    return Tracker(None, home, "rlaif", "http://127.0.0.1:5000/")
+
+
+def test_a_run_keeps_what_it_was_told(tracker: Tracker) -> None:
+    run_id = tracker.start_run("ppo_policy", {"dagster.run_id": "r1", "long": "x" * 9000})
+    tracker.log_params(run_id, {f"p{i}": i for i in range(150)} | {"text": "a", "none": None, "long": "y" * 7000})
+    tracker.log_metrics(run_id, {"kl": 0.5, "loss": float("nan")}, step=3)
+    tracker.log_metrics(run_id, {"kl": 0.25}, step=4)
+    tracker.log_dataset_input(run_id, "prompts", SNAPSHOT, 12)
+    tracker.log_figure(run_id, "curve", b"\x89PNG...")
+    tracker.end_run(run_id, "FAILED")
+    run = tracker.client.get_run(run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["dagster.run_id"] == "r1"
+    assert (run.data.params["p149"], run.data.params["text"], run.data.params["none"]) == ("149", "a", "null")
+    assert len(run.data.params["long"]) == 6000
+    assert [(m.step, m.value) for m in tracker.client.get_metric_history(run_id, "kl")] == [(3, 0.5), (4, 0.25)]
+    assert run.inputs is not None
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("prompts", SNAPSHOT)
+    assert len(given.dataset.digest) <= 36
+    assert [file.path for file in tracker.client.list_artifacts(run_id, "figures")] == ["figures/curve.png"]
+    experiment = tracker.client.get_run(run_id).info.experiment_id
+    assert tracker.url(run_id) == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{run_id}"
+
+
+def test_models_are_edges_between_runs_and_their_weights_stay_where_they_are(tracker: Tracker) -> None:
+    first = tracker.start_run("sl_cai_checkpoint")
+    sl_cai = tracker.log_model(first, "sl_cai_checkpoint", "checkpoints/sl_cai_checkpoint/ab", {"snapshot": SNAPSHOT})
+    second = tracker.start_run("ppo_policy")
+    tracker.log_model_input(second, sl_cai)
+    policy = tracker.log_model(second, "ppo_policy", "checkpoints/ppo_policy/cd")
+    run = tracker.client.get_run(second)
+    assert run.inputs is not None
+    assert run.outputs is not None
+    assert [model.model_id for model in run.inputs.model_inputs] == [sl_cai]
+    assert [model.model_id for model in run.outputs.model_outputs] == [policy]
+    model = tracker.client.get_logged_model(sl_cai)
+    assert (str(model.status), model.source_run_id, model.tags["snapshot"]) == ("READY", first, SNAPSHOT)
+    files = [path for path in (tracker.home / "mlflow_artifacts" / "models" / sl_cai).rglob("*") if path.is_file()]
+    pointers = [path for path in files if path.name == "rlaif_pointer.json"]
+    assert len(pointers) == 1
+    assert "checkpoints/sl_cai_checkpoint/ab" in pointers[0].read_text()
+    assert sum(path.stat().st_size for path in files) < 10_000
+
+
+def test_a_snapshot_is_registered_once(tracker: Tracker) -> None:
+    run_id = tracker.start_run("ppo_policy")
+    model = tracker.log_model(run_id, "ppo_policy", "checkpoints/ppo_policy/ef")
+    first = tracker.register(model, "rlaif-policy", SNAPSHOT)
+    assert tracker.register(model, "rlaif-policy", SNAPSHOT) == first
+    other = tracker.register(tracker.log_model(run_id, "ppo_policy"), "rlaif-policy", "f" * 32)
+    assert other != first
+    by_alias = tracker.client.get_model_version_by_alias("rlaif-policy", "candidate")
+    assert (str(by_alias.version), by_alias.tags["rlaif.snapshot_id"]) == (other, "f" * 32)
+    assert tracker.register(model, "rlaif-policy", SNAPSHOT) == first
+    assert str(tracker.client.get_model_version_by_alias("rlaif-policy", "candidate").version) == first
+    assert len(tracker.client.search_model_versions("name = 'rlaif-policy'")) == 2
+
+
+def test_nothing_leaves_the_home_and_nothing_is_global(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_id = tracker.start_run("here")
+    tracker.log_figure(run_id, "curve", b"\x89PNG...")
+    assert list(tmp_path.iterdir()) == []
+    import mlflow
+
+    assert mlflow.active_run() is None
+    assert (os.environ["MLFLOW_DISABLE_TELEMETRY"], os.environ["DO_NOT_TRACK"]) == ("true", "true")
+
+
+def test_a_copied_home_writes_to_itself(tracker: Tracker, tmp_path: Path) -> None:
+    tracker.start_run("before")
+    shutil.copytree(tracker.home, tmp_path / "copy")
+    before = sorted(tracker.home.rglob("*"))
+    copy = Tracker(None, tmp_path / "copy", "rlaif", "http://127.0.0.1:5000")
+    run_id = copy.start_run("after")
+    copy.log_figure(run_id, "moved", b"\x89PNG...")
+    assert len(list((tmp_path / "copy").rglob("moved.png"))) == 1
+    assert sorted(tracker.home.rglob("*")) == before
+    assert copy.experiment_id == Tracker(None, tmp_path / "copy", "rlaif", "").experiment_id
+
+
+def test_failures_are_tracking_errors(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrackingError, match=r"log_metrics: .*[Rr]un"):
+        tracker.log_metrics("0" * 32, {"a": 1.0})
+    with pytest.raises(TrackingError, match="36 characters"):
+        tracker.log_dataset_input("0" * 32, "prompts", "a" * 64, 1)
+    with pytest.raises(TrackingError, match="no name for MLflow"):
+        tracker.log_model("0" * 32, "../up")
+    with pytest.raises(TrackingError, match="no name for MLflow"):
+        tracker.register("m", "x' OR name != '", SNAPSHOT)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Tracker("http://user:secret@127.0.0.1:9", tmp_path, "rlaif", "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"MLflow at http://\*\*\*@127\.0\.0\.1:9, start_run") as caught:
+        away.start_run("x")
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
