@@ -87,3 +87,11 @@ def test_folder_fingerprint_follows_model_files_alone(tmp_path: Path) -> None:
     assert folder_fingerprint(folder) == first
     (folder / "model.safetensors").write_bytes(b"abd")
     assert folder_fingerprint(folder) != first
+
+
+def test_the_store_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, rlaif_assets.store.warehouse, rlaif_assets.store.tracking, rlaif_assets.store.lineage;"
+        "print([m for m in ('duckdb', 'pyarrow', 'mlflow', 'numpy', 'torch', 'dagster') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout == "[]\n"
