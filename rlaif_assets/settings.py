@@ -1,8 +1,8 @@
 """Every setting of every stage, and the profiles that hold them.
 
-One frozen pydantic class per stage. The fields of a stage class decide its result and are part of its key; where and how
-fast it runs (`ComputeSettings`), and where things are recorded (`TrackingSettings`), are not. Stage classes stay flat:
-Dagster's Launchpad shows them field by field. Secrets are never settings; they come from the environment.
+One frozen pydantic class per stage. The fields of a stage class decide its result and are part of its key; where and
+how fast it runs (`ComputeSettings`), and where things are recorded (`TrackingSettings`), are not. Stage classes stay
+flat: Dagster's Launchpad shows them field by field. Secrets are never settings; they come from the environment.
 """
 
 import difflib
@@ -190,7 +190,7 @@ class TrackingSettings(Settings):
 
 
 class Profile(Settings):
-    """All stages. A stage carries the name of its asset, except `constitution` (read by two assets) and the last three."""
+    """All stages. A stage has its asset's name, except `constitution` (read by two assets), `audits` and the last two."""
 
     constitution: ConstitutionSettings = ConstitutionSettings()
     red_team_prompts: RedTeamPromptsSettings = RedTeamPromptsSettings()
@@ -271,7 +271,7 @@ def check_name(name: str, where: str) -> None:
 
 def stage_class(stage: str) -> type[Settings]:
     annotation = Profile.model_fields[stage].annotation
-    assert annotation is not None
+    assert isinstance(annotation, type) and issubclass(annotation, Settings)
     return annotation
 
 

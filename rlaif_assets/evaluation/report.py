@@ -53,7 +53,7 @@ def build_report(warehouse: Warehouse, split: Split) -> dict[str, Any]:
         "seed": evaluation.settings.get("seed"),
         "policies": _policies(rates),
         "win_rates": _win_rates(rates),
-        "labels": _picked(made_from.get("harmlessness_preferences"), "labels", LABEL_MEASURES),
+        "labels": _labels(evaluation, split),
         "reward_model": _reward_model(made_from.get("reward_model")),
         "snapshots": {asset: record.snapshot_id for asset, record in made_from.items()},
         "seconds": {asset: record.seconds for asset, record in made_from.items()},
@@ -103,7 +103,7 @@ def report_table(report: dict[str, Any], spread: dict[str, Any] | None = None) -
         ties = _cell(report, spread, ("win_rates", duel, "ties"))
         rate = _cell(report, spread, ("win_rates", duel, "rate"))
         rest.add_row(f"win rate {_duel(duel)}", f"{rate} {interval}", f"ties {ties}{note}")
-    if report.get("labels"):
+    if any(value is not None for value in report.get("labels", {}).values()):
         flips = _cell(report, spread, ("labels", "position_flip_rate"))
         orders = " and ".join(
             _cell(report, spread, ("labels", m)) for m in ("accuracy_first_order", "accuracy_second_order")
@@ -140,11 +140,10 @@ def _win_rates(rates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return duels
 
 
-def _picked(record: SnapshotRecord | None, group: str, measures: Sequence[str]) -> dict[str, Any]:
-    """The record's metrics of these names, which stand in a group of their own or at the top; None where unknown."""
-    metrics = record.metrics if record else {}
-    found = metrics.get(group, metrics)
-    return {measure: found.get(measure) for measure in measures}
+def _labels(evaluation: SnapshotRecord, split: Split) -> dict[str, Any]:
+    """Accuracy of labels on new pairs of this split's prompts; None where no gold annotator knows them."""
+    found = evaluation.metrics.get("labels", {}).get(split, {})
+    return {measure: found.get(measure) for measure in LABEL_MEASURES}
 
 
 def _reward_model(record: SnapshotRecord | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def fill(home: Path, ppo_verdicts: tuple[str, ...], seed: int = 0) -> Warehouse:
         "pairs": 40,
     }
     preferences = warehouse.publish(
-        SnapshotRecord(asset="harmlessness_preferences", key="k1", metrics={"labels": labels, "peak_memory_mb": 900.0}),
+        SnapshotRecord(asset="harmlessness_preferences", key="k1", metrics={"peak_memory_mb": 900.0}),
         {},
     )
     heldout = {"heldout": {"ai": {"accuracy": 0.8, "nll": 0.4, "ece": 0.05, "pairs": 9}}, "peak_memory_mb": 700.5}
@@ -50,7 +50,11 @@ def fill(home: Path, ppo_verdicts: tuple[str, ...], seed: int = 0) -> Warehouse:
     rates = [*policy_rates(answers, "test", 50), *win_rates(answers, "test", 50), *policy_rates(answers, "dev", 50)]
     evaluation = warehouse.publish(
         SnapshotRecord(
-            asset="policy_evaluation", key="k3", settings={"seed": seed}, inputs={"reward_model": reward.snapshot_id}
+            asset="policy_evaluation",
+            key="k3",
+            settings={"seed": seed},
+            metrics={"labels": {"train": {"accuracy": 0.5}, "test": labels}},
+            inputs={"reward_model": reward.snapshot_id},
         ),
         {
             "evaluation_answers": [asdict(row) for row in answers],
