@@ -240,7 +240,7 @@ def load_model(folder_or_hub: str | Path, compute: ComputeSettings, revision: st
     if compute.threads > 0:
         torch.set_num_threads(compute.threads)
     device = choose_device(compute.device)
-    folder = _local_folder(folder_or_hub, revision)
+    folder = local_folder(folder_or_hub, revision)
     _check_weights(folder)
     disable_progress_bar()
     try:
@@ -357,7 +357,7 @@ def option_tokens(
     return tuple(opening), [sorted(ids) for ids in variants]
 
 
-def _local_folder(folder_or_hub: str | Path, revision: str | None) -> Path:
+def local_folder(folder_or_hub: str | Path, revision: str | None) -> Path:
     folder = Path(folder_or_hub).expanduser()
     if folder.is_dir():
         return folder

@@ -1,0 +1,187 @@
+"""What each asset can be told: one Dagster config per asset, made of its stage's settings; and a profile's run config.
+
+Defaults are the active profile's, so that the Launchpad shows effective values and a run without config uses them. What
+the settings mean, and their limits, belong to `settings`.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+import dagster as dg
+from pydantic import BaseModel
+
+from rlaif_assets.resources import PROFILE, with_defaults
+from rlaif_assets.settings import (
+    AuditsSettings,
+    BaseModelSettings,
+    CommunityVotesSettings,
+    ConstitutionSettings,
+    FeedbackModelSettings,
+    HarmlessnessPreferencesSettings,
+    HelpfulnessPreferencesSettings,
+    HelpfulPromptsSettings,
+    PmpCheckpointSettings,
+    PolicyEvaluationSettings,
+    PpoPolicySettings,
+    Profile,
+    RedTeamPromptsSettings,
+    ResponsePairsSettings,
+    RevisedResponsesSettings,
+    RewardModelSettings,
+    SettingsError,
+    SlCaiCheckpointSettings,
+    nearest,
+)
+
+AUDITS_CHECK = "harmlessness_preferences_audits"
+
+ModelClass = TypeVar("ModelClass", bound=type[BaseModel])
+
+
+def from_profile(stage: str) -> Callable[[ModelClass], ModelClass]:
+    """Class decorator: gives each field the active profile's value as its default."""
+    return with_defaults(stage_values(PROFILE, stage))
+
+
+def stage_values(profile: Profile, stage: str) -> dict[str, Any]:
+    """The stage's settings, and those of the audits as `audits_X` for the configs that have such fields."""
+    audits = {f"audits_{name}": value for name, value in profile.audits.model_dump().items()}
+    return audits | getattr(profile, stage).model_dump()
+
+
+@from_profile("constitution")
+class ConstitutionConfig(ConstitutionSettings, dg.Config):
+    pass
+
+
+@from_profile("red_team_prompts")
+class RedTeamPromptsConfig(RedTeamPromptsSettings, dg.Config):
+    pass
+
+
+@from_profile("helpful_prompts")
+class HelpfulPromptsConfig(HelpfulPromptsSettings, dg.Config):
+    pass
+
+
+@from_profile("helpfulness_preferences")
+class HelpfulnessPreferencesConfig(HelpfulnessPreferencesSettings, dg.Config):
+    pass
+
+
+@from_profile("community_votes")
+class CommunityVotesConfig(CommunityVotesSettings, dg.Config):
+    pass
+
+
+@from_profile("base_model")
+class BaseModelConfig(BaseModelSettings, dg.Config):
+    pass
+
+
+@from_profile("feedback_model")
+class FeedbackModelConfig(FeedbackModelSettings, dg.Config):
+    pass
+
+
+@from_profile("revised_responses")
+class RevisedResponsesConfig(RevisedResponsesSettings, dg.Config):
+    pass
+
+
+@from_profile("sl_cai_checkpoint")
+class SlCaiCheckpointConfig(SlCaiCheckpointSettings, dg.Config):
+    pass
+
+
+@from_profile("response_pairs")
+class ResponsePairsConfig(ResponsePairsSettings, dg.Config):
+    pass
+
+
+@from_profile("harmlessness_preferences")
+class HarmlessnessPreferencesConfig(HarmlessnessPreferencesSettings, dg.Config):
+    """The limits of the audits decide the verdicts, which are rows of the snapshot; enforcing them does not."""
+
+    audits_min_pairs: int = 0
+    audits_min_mass: float = 0.0
+    audits_max_flip_rate: float = 0.0
+
+    def audits(self) -> AuditsSettings:
+        return AuditsSettings(
+            enforce=True,
+            min_pairs=self.audits_min_pairs,
+            min_mass=self.audits_min_mass,
+            max_flip_rate=self.audits_max_flip_rate,
+        )
+
+
+@from_profile("audits")
+class AuditsCheckConfig(dg.Config):
+    audits_enforce: bool = True
+
+
+@from_profile("pmp_checkpoint")
+class PmpCheckpointConfig(PmpCheckpointSettings, dg.Config):
+    pass
+
+
+@from_profile("reward_model")
+class RewardModelConfig(RewardModelSettings, dg.Config):
+    audits_enforce: bool = True
+
+
+@from_profile("ppo_policy")
+class PpoPolicyConfig(PpoPolicySettings, dg.Config):
+    pass
+
+
+@from_profile("policy_evaluation")
+class PolicyEvaluationConfig(PolicyEvaluationSettings, dg.Config):
+    pass
+
+
+CONFIGS: dict[str, tuple[str, type[dg.Config]]] = {
+    "critique_constitution": ("constitution", ConstitutionConfig),
+    "judging_constitution": ("constitution", ConstitutionConfig),
+    "red_team_prompts": ("red_team_prompts", RedTeamPromptsConfig),
+    "helpful_prompts": ("helpful_prompts", HelpfulPromptsConfig),
+    "helpfulness_preferences": ("helpfulness_preferences", HelpfulnessPreferencesConfig),
+    "community_votes": ("community_votes", CommunityVotesConfig),
+    "base_model": ("base_model", BaseModelConfig),
+    "feedback_model": ("feedback_model", FeedbackModelConfig),
+    "revised_responses": ("revised_responses", RevisedResponsesConfig),
+    "sl_cai_checkpoint": ("sl_cai_checkpoint", SlCaiCheckpointConfig),
+    "response_pairs": ("response_pairs", ResponsePairsConfig),
+    "harmlessness_preferences": ("harmlessness_preferences", HarmlessnessPreferencesConfig),
+    "pmp_checkpoint": ("pmp_checkpoint", PmpCheckpointConfig),
+    "reward_model": ("reward_model", RewardModelConfig),
+    "ppo_policy": ("ppo_policy", PpoPolicyConfig),
+    "policy_evaluation": ("policy_evaluation", PolicyEvaluationConfig),
+}
+
+
+def config_values(profile: Profile, stage: str, config: type[dg.Config]) -> dict[str, Any]:
+    return {name: value for name, value in stage_values(profile, stage).items() if name in config.model_fields}
+
+
+def run_config(profile: Profile, selection: Collection[str] | None = None) -> dict[str, Any]:
+    """The run config that gives the selected assets (None: all) and the resources exactly the profile's settings.
+
+    `harmlessness_preferences` brings its audits check along. Raises SettingsError for an unknown asset.
+    """
+    for name in selection or ():
+        if name not in CONFIGS:
+            raise SettingsError(f"unknown asset {name!r}: {nearest(name, list(CONFIGS))}")
+    ops = {
+        name: {"config": config_values(profile, stage, config)}
+        for name, (stage, config) in CONFIGS.items()
+        if selection is None or name in selection
+    }
+    if "harmlessness_preferences" in ops:
+        ops[AUDITS_CHECK] = {"config": config_values(profile, "audits", AuditsCheckConfig)}
+    resources = {
+        "compute": {"config": profile.compute.model_dump()},
+        "tracking": {"config": profile.tracking.model_dump()},
+    }
+    return {"ops": ops, "resources": resources}

@@ -1,0 +1,120 @@
+"""What came of it: the policies side by side on prompts that no step has seen. How belongs to `evaluation`."""
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from rlaif_assets.assets.configuration import PolicyEvaluationConfig
+from rlaif_assets.assets.recording import Product, Stage, table_metadata
+from rlaif_assets.assets.step3_preferences import judging_constitution_of
+from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Judgement, Label, Pair, Prompt, Split
+from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.settings import HarmlessnessPreferencesSettings, ResponsePairsSettings
+
+if TYPE_CHECKING:
+    from rlaif_assets.language_models.local import LocalModel
+
+HELD_OUT: tuple[Split, ...] = ("dev", "test")
+
+
+@dg.asset(
+    deps=[
+        "base_model",
+        "sl_cai_checkpoint",
+        "ppo_policy",
+        "red_team_prompts",
+        "helpful_prompts",
+        "feedback_model",
+        "judging_constitution",
+        "response_pairs",
+        "harmlessness_preferences",
+    ],
+    group_name="evaluation",
+    owners=["team:alignment"],
+    kinds={"duckdb", "mlflow", "huggingface"},
+    pool="gpu",
+    code_version="1",
+    metadata=table_metadata("evaluation_rates", EvaluationRate),
+)
+def policy_evaluation(
+    context: dg.AssetExecutionContext,
+    config: PolicyEvaluationConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """Base, SL-CAI and PPO on dev and test prompts: harm, help, refusals, win rates; and the labels' own accuracy."""
+    stage = Stage(context, config, storage, compute, tracking)
+
+    def work() -> Product:
+        from rlaif_assets.evaluation.pictures import rates_picture
+        from rlaif_assets.evaluation.policies import evaluate
+        from rlaif_assets.pocket.annotator import classify
+
+        names = {"base": "base_model", "sl_cai": "sl_cai_checkpoint", "ppo": "ppo_policy"}
+        policies = {name: stage.model(asset) for name, asset in names.items()}
+        prompts = stage.prompts("red_team_prompts", "helpful_prompts", splits=HELD_OUT)
+        answers, rejected = evaluate(policies, prompts, config, classify, stage.progress)
+        rates = _rates(stage, answers, config)
+        tables = {"evaluation_rates": rates, "evaluation_answers": answers}
+        metrics = {"labels": _label_metrics(stage, policies["sl_cai"], config)}
+        pictures = {"rates": rates_picture([rate for rate in rates if rate.split == "test"])}
+        return Product(tables, rejected, None, metrics, sum(row.tokens for row in answers), pictures)
+
+    return stage.record(work)
+
+
+def _judging(stage: Stage) -> HarmlessnessPreferencesSettings:
+    """The settings under which the labels were made."""
+    settings = stage.inputs["harmlessness_preferences"].settings
+    return HarmlessnessPreferencesSettings(**{n: settings[n] for n in HarmlessnessPreferencesSettings.model_fields})
+
+
+def _rates(stage: Stage, answers: list[EvaluationAnswer], config: PolicyEvaluationConfig) -> list[EvaluationRate]:
+    from rlaif_assets.evaluation.rates import policy_rates, win_rates
+
+    judged, self_judged = _judged_duels(stage, answers)
+    rates: list[EvaluationRate] = []
+    for split in HELD_OUT:
+        rates += policy_rates(answers, split, config.bootstrap, config.seed)
+        rates += win_rates(answers, split, config.bootstrap, config.seed, judged, self_judged)
+    return rates
+
+
+def _judged_duels(stage: Stage, answers: list[EvaluationAnswer]) -> tuple[dict[tuple[str, str], int], bool]:
+    """Duels decided by the feedback model where no gold annotator knows the prompts; and whether it made the labels."""
+    from rlaif_assets.evaluation.duels import judge_duels
+    from rlaif_assets.training.examples import prompts_by_id
+
+    unknown = prompts_by_id(p for p in stage.prompts("red_team_prompts", splits=HELD_OUT) if p.kind == "unknown")
+    if not unknown:
+        return {}, False
+    judge, constitution = stage.model("feedback_model"), judging_constitution_of(stage)
+    judged, _ = judge_duels(judge, constitution, unknown, answers, _judging(stage), stage.progress)
+    labels = stage.rows(Label, "harmlessness_preferences", "labels")
+    return judged, any(label.annotator == judge.fingerprint for label in labels)
+
+
+def _label_metrics(stage: Stage, policy: "LocalModel", config: PolicyEvaluationConfig) -> dict[str, Any]:
+    """By split: the labels that were trained on, and labels of new pairs on held-out prompts."""
+    from rlaif_assets.evaluation.labels import new_label_metrics, stored_label_metrics
+
+    constitution = judging_constitution_of(stage)
+    sampling = ResponsePairsSettings(**stage.inputs["response_pairs"].settings)
+    sampling = sampling.model_copy(update={"pairs_per_prompt": config.samples})
+    held_out: dict[Split, list[Prompt]] = {s: stage.prompts("red_team_prompts", splits=(s,)) for s in HELD_OUT}
+    found = {
+        "train": stored_label_metrics(
+            constitution,
+            stage.prompts("red_team_prompts"),
+            stage.rows(Pair, "response_pairs", "pairs"),
+            stage.rows(Label, "harmlessness_preferences", "labels"),
+            stage.rows(Judgement, "harmlessness_preferences", "judgements"),
+        )
+    }
+    judge, judging = stage.model("feedback_model"), _judging(stage)
+    return found | {
+        split: new_label_metrics(policy, judge, constitution, prompts, sampling, judging, stage.progress)
+        for split, prompts in held_out.items()
+        if any(prompt.kind != "unknown" for prompt in prompts)
+    }

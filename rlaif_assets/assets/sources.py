@@ -1,0 +1,246 @@
+"""What the pipeline starts from: constitutions, prompts, people's preferences, and the two models.
+
+Reading and splitting belong to `ingest`, the embedded default to `pocket`.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from rlaif_assets.assets.configuration import (
+    BaseModelConfig,
+    CommunityVotesConfig,
+    ConstitutionConfig,
+    FeedbackModelConfig,
+    HelpfulnessPreferencesConfig,
+    HelpfulPromptsConfig,
+    RedTeamPromptsConfig,
+)
+from rlaif_assets.assets.recording import Product, Stage, table_metadata
+from rlaif_assets.records import CommunityPair, Comparison, CritiquePrinciple, JudgingPrinciple, Prompt
+from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.settings import BaseModelSettings
+
+GROUP = "sources"
+OWNERS = ["team:alignment"]
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"yaml", "duckdb"},
+    code_version="1",
+    metadata=table_metadata("critique_principles", CritiquePrinciple),
+)
+def critique_constitution(
+    context: dg.AssetExecutionContext,
+    config: ConstitutionConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """The principles and worked examples by which step 1 critiques and revises; its own id, apart from the judge's."""
+    stage = Stage(context, config, storage, compute, tracking)
+
+    def read() -> Product:
+        from rlaif_assets.ingest.constitution import read_constitution
+
+        critique, _ = read_constitution(config.path)
+        return Product({"critique_principles": critique.principles, "critique_examples": critique.examples})
+
+    return stage.record_source(read)
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"yaml", "duckdb"},
+    code_version="1",
+    metadata=table_metadata("judging_principles", JudgingPrinciple),
+)
+def judging_constitution(
+    context: dg.AssetExecutionContext,
+    config: ConstitutionConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """The principles and examples by which the feedback model chooses; changing one does not touch step 1."""
+    stage = Stage(context, config, storage, compute, tracking)
+
+    def read() -> Product:
+        from rlaif_assets.ingest.constitution import read_constitution
+
+        _, judging = read_constitution(config.path)
+        return Product({"judging_principles": judging.principles, "judging_examples": judging.examples})
+
+    return stage.record_source(read)
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "duckdb"},
+    code_version="1",
+    metadata=table_metadata("prompts", Prompt),
+)
+def red_team_prompts(
+    context: dg.AssetExecutionContext,
+    config: RedTeamPromptsConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """Prompts that try to elicit harm, split into train, dev and test. Steps 1 to 5 read train alone."""
+    stage = Stage(context, config, storage, compute, tracking)
+
+    def read() -> Product:
+        from rlaif_assets.ingest.prompts import read_prompts
+
+        prompts, rejected = read_prompts(config, "red_team")
+        return Product({"prompts": prompts}, rejected)
+
+    return stage.record_source(read)
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "duckdb"},
+    code_version="1",
+    metadata=table_metadata("prompts", Prompt),
+)
+def helpful_prompts(
+    context: dg.AssetExecutionContext,
+    config: HelpfulPromptsConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """Prompts that deserve help, look-alikes of harmful ones among them; split like the red-team prompts."""
+    stage = Stage(context, config, storage, compute, tracking)
+
+    def read() -> Product:
+        from rlaif_assets.ingest.prompts import read_prompts
+
+        prompts, rejected = read_prompts(config, "helpful")
+        return Product({"prompts": prompts}, rejected)
+
+    return stage.record_source(read)
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "duckdb"},
+    code_version="1",
+    metadata=table_metadata("comparisons", Comparison),
+)
+def helpfulness_preferences(
+    context: dg.AssetExecutionContext,
+    config: HelpfulnessPreferencesConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """Which of two responses people find more helpful; the pocket world simulates annotators, who disagree at times."""
+    stage = Stage(context, config, storage, compute, tracking)
+
+    def read() -> Product:
+        from rlaif_assets.ingest.comparisons import read_comparisons
+
+        comparisons, rejected = read_comparisons(config)
+        return Product({"comparisons": comparisons}, rejected)
+
+    return stage.record_source(read)
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "duckdb"},
+    code_version="1",
+    metadata=table_metadata("community_pairs", CommunityPair),
+)
+def community_votes(
+    context: dg.AssetExecutionContext,
+    config: CommunityVotesConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """Voted answers of a question-and-answer site, and the pairs of unequal score that the PM is pre-trained on."""
+    stage = Stage(context, config, storage, compute, tracking)
+
+    def read() -> Product:
+        from rlaif_assets.ingest.community import read_community
+
+        answers, pairs, rejected = read_community(config)
+        return Product({"community_pairs": pairs, "community_answers": answers}, rejected)
+
+    return stage.record_source(read)
+
+
+@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "mlflow"}, code_version="1")
+def base_model(
+    context: dg.AssetExecutionContext,
+    config: BaseModelConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """The helpful-only model that everything begins with, pinned by the fingerprint of its weights."""
+    stage = Stage(context, config, storage, compute, tracking)
+    return stage.record(lambda: _model(stage, config), lambda: _model_identity(config))
+
+
+@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "mlflow"}, code_version="1")
+def feedback_model(
+    context: dg.AssetExecutionContext,
+    config: FeedbackModelConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """The model that judges response pairs under the constitution, pinned by the fingerprint of its weights."""
+    stage = Stage(context, config, storage, compute, tracking)
+    return stage.record(lambda: _model(stage, config), lambda: _model_identity(config))
+
+
+def _model_identity(config: BaseModelSettings) -> dict[str, Any]:
+    """What decides which weights these are: a folder's fingerprint, or a hub id at its commit. Nothing is loaded."""
+    from rlaif_assets.language_models.errors import ModelError
+    from rlaif_assets.pocket.world import model_folder
+    from rlaif_assets.store.fingerprint import folder_fingerprint
+
+    folder = model_folder() if config.source == "pocket" else Path(config.source).expanduser()
+    if not folder.is_dir():
+        return {"source": config.source, "revision": config.revision}
+    try:
+        return {"fingerprint": folder_fingerprint(folder)}
+    except FileNotFoundError as error:
+        raise ModelError(str(error)) from error
+
+
+def _model(stage: Stage, config: BaseModelSettings) -> Product:
+    """The pocket model is copied into the home; any other is recorded where it is. Both are loaded once, as a test."""
+    from rlaif_assets.pocket.world import model_folder
+    from rlaif_assets.store.fingerprint import is_model_file
+
+    source = model_folder() if config.source == "pocket" else config.source
+    model = stage.compute.load(source, config.revision)
+    row = {
+        "fingerprint": model.fingerprint,
+        "source": config.source,
+        "revision": config.revision,
+        "architecture": type(model.model).__name__,
+        "parameters": model.model.num_parameters(),
+    }
+    folder = None
+    if isinstance(source, Path):
+        folder = stage.work_folder()
+        for path in filter(lambda path: is_model_file(path.name), source.iterdir()):
+            shutil.copyfile(path, folder / path.name)
+    return Product({"external_models": [row]}, folder=folder, metrics={"parameters": row["parameters"]})

@@ -1,0 +1,47 @@
+"""Step 2: supervised fine-tuning on revisions and helpful answers. How belongs to `training.sft`."""
+
+import dagster as dg
+
+from rlaif_assets.assets.configuration import SlCaiCheckpointConfig
+from rlaif_assets.assets.recording import Product, Stage, table_metadata
+from rlaif_assets.records import Answer, Revision
+from rlaif_assets.resources import Compute, Storage, Tracking
+
+
+@dg.asset(
+    deps=["revised_responses", "base_model", "red_team_prompts", "helpful_prompts"],
+    group_name="step_2_sl_cai",
+    owners=["team:alignment"],
+    kinds={"trl", "huggingface", "mlflow"},
+    pool="gpu",
+    code_version="1",
+    metadata=table_metadata("answers", Answer),
+)
+def sl_cai_checkpoint(
+    context: dg.AssetExecutionContext,
+    config: SlCaiCheckpointConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """The base model fine-tuned on revisions, and on its own answers to helpful prompts so that it stays helpful."""
+    stage = Stage(context, config, storage, compute, tracking)
+
+    def work() -> Product:
+        from rlaif_assets.feedback.helpful import helpful_answers
+        from rlaif_assets.training import examples
+        from rlaif_assets.training.sft import train_sft
+
+        revisions = stage.rows(Revision, "revised_responses", "revisions")
+        revisions = examples.revisions_to_imitate(revisions, config.revisions)
+        harmful, helpful = stage.prompts("red_team_prompts"), stage.prompts("helpful_prompts")
+        count = round(config.helpful_ratio * len(revisions))
+        answers, rejected = helpful_answers(stage.model("base_model"), helpful, count, config, stage.progress)
+        rows = examples.sft_examples(examples.prompts_by_id(harmful, helpful), revisions, answers)
+        train, heldout = examples.split_heldout(rows, examples.conversation_id, config.heldout_share, config.seed)
+        base, folder = stage.folder("base_model"), stage.work_folder()
+        metrics = train_sft(base, train, heldout, config, folder, compute.settings(), stage.log)
+        tables = {"answers": answers, "training_rows": examples.training_rows(train, heldout)}
+        return Product(tables, rejected, folder, metrics, metrics["tokens"])
+
+    return stage.record(work)

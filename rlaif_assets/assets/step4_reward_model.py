@@ -1,0 +1,93 @@
+"""Step 4: preference-model pre-training, then the reward model. How belongs to `training.preference_model`."""
+
+import dagster as dg
+
+from rlaif_assets.assets.configuration import PmpCheckpointConfig, RewardModelConfig
+from rlaif_assets.assets.recording import Product, Stage
+from rlaif_assets.records import CommunityPair, Comparison, Label, Pair
+from rlaif_assets.resources import Compute, Storage, Tracking
+
+GROUP = "step_4_reward_model"
+
+
+@dg.asset(
+    deps=["base_model", "community_votes"],
+    group_name=GROUP,
+    owners=["team:alignment"],
+    kinds={"pytorch", "huggingface", "mlflow"},
+    pool="gpu",
+    code_version="1",
+)
+def pmp_checkpoint(
+    context: dg.AssetExecutionContext,
+    config: PmpCheckpointConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """The base model with a score head, pre-trained to tell good answers from bad ones by a community's votes."""
+    stage = Stage(context, config, storage, compute, tracking)
+
+    def work() -> Product:
+        from rlaif_assets.training import examples
+        from rlaif_assets.training.pmp import pmp_examples
+        from rlaif_assets.training.preference_model import train_preference_model
+
+        pairs = stage.rows(CommunityPair, "community_votes", "community_pairs")
+        train, heldout = examples.split_heldout(pairs, lambda row: row.question_id, config.heldout_share, config.seed)
+        rows = pmp_examples(train), pmp_examples(heldout)
+        start, folder = stage.folder("base_model"), stage.work_folder()
+        options = {**examples.training_options(config), "center_coefficient": 0.0}
+        places = {"output": folder, "compute": compute.settings(), "log": stage.log}
+        metrics = train_preference_model(start, *rows, **options, **places)
+        return Product({"training_rows": examples.training_rows(*rows)}, (), folder, metrics, metrics["tokens"])
+
+    return stage.record(work)
+
+
+@dg.asset(
+    deps=[
+        "pmp_checkpoint",
+        "base_model",
+        "harmlessness_preferences",
+        "response_pairs",
+        "red_team_prompts",
+        "helpfulness_preferences",
+    ],
+    group_name=GROUP,
+    owners=["team:alignment"],
+    kinds={"pytorch", "huggingface", "mlflow"},
+    pool="gpu",
+    code_version="1",
+)
+def reward_model(
+    context: dg.AssetExecutionContext,
+    config: RewardModelConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """The preference model on harmlessness labels and helpfulness comparisons; refuses labels that failed audits."""
+    stage = Stage(context, config, storage, compute, tracking)
+    stage.require_passed_audits("harmlessness_preferences", config.audits_enforce)
+
+    def work() -> Product:
+        from rlaif_assets.training import examples
+        from rlaif_assets.training.preference_model import PreferenceScorer, train_preference_model, write_normalisation
+
+        labels = stage.rows(Label, "harmlessness_preferences", "labels")
+        pairs = stage.rows(Pair, "response_pairs", "pairs")
+        prompts = examples.prompts_by_id(stage.prompts("red_team_prompts"))
+        comparisons = stage.rows(Comparison, "helpfulness_preferences", "comparisons")
+        rows = examples.label_examples(labels, pairs, prompts, config.ai_weight)
+        rows += examples.comparison_examples(comparisons, config.human_weight)
+        split = examples.split_heldout(rows, examples.conversation_id, config.heldout_share, config.seed)
+        start, folder = stage.folder("pmp_checkpoint" if config.pretrain else "base_model"), stage.work_folder()
+        options = {**examples.training_options(config), "center_coefficient": config.center_coefficient}
+        places = {"output": folder, "compute": compute.settings(), "log": stage.log}
+        metrics = train_preference_model(start, *split, **options, **places)
+        scores = PreferenceScorer(folder, compute.settings()).scores(*examples.pair_texts(pairs, prompts))
+        metrics["normalisation"] = write_normalisation(folder, scores)
+        return Product({"training_rows": examples.training_rows(*split)}, (), folder, metrics, metrics["tokens"])
+
+    return stage.record(work)

@@ -1,0 +1,100 @@
+"""The only wiring to the outside: Dagster resources that hand plain objects (warehouse, tracker, models) to the assets.
+
+What these objects do belongs to `store` and `language_models`; both are imported when first used.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import dagster as dg
+from pydantic import BaseModel, Field, PrivateAttr
+
+from rlaif_assets.settings import ComputeSettings, TrackingSettings, load_profile
+
+if TYPE_CHECKING:
+    from rlaif_assets.language_models.local import LocalModel
+    from rlaif_assets.store.tracking import Tracker
+    from rlaif_assets.store.warehouse import Warehouse
+
+PROFILE = load_profile()
+MODELS_KEPT = 3  # an evaluation asks for the base model, SL-CAI and the policy together
+
+ModelClass = TypeVar("ModelClass", bound=type[BaseModel])
+
+
+def home_folder(home: str | Path | None = None) -> Path:
+    """The given home, else DAGSTER_HOME, else `dagster_home` in the current folder; absolute."""
+    return Path(home or os.environ.get("DAGSTER_HOME") or "dagster_home").expanduser().absolute()
+
+
+def with_defaults(values: Mapping[str, Any]) -> Callable[[ModelClass], ModelClass]:
+    """Class decorator for pydantic classes: these values become the defaults of the fields of the same names."""
+
+    def apply(cls: ModelClass) -> ModelClass:
+        for name in values.keys() & cls.model_fields.keys():
+            cls.model_fields[name].default = values[name]
+        cls.model_rebuild(force=True)
+        return cls
+
+    return apply
+
+
+class Storage(dg.ConfigurableResource):
+    """The home: one folder that holds rows, weights, MLflow's records and Dagster's own."""
+
+    home: str = Field(default="", description="folder; empty is DAGSTER_HOME, else dagster_home")
+
+    def folder(self) -> Path:
+        return home_folder(self.home)
+
+    def warehouse(self) -> "Warehouse":
+        from rlaif_assets.store.warehouse import Warehouse
+
+        return Warehouse(self.folder())
+
+
+@with_defaults(PROFILE.tracking.model_dump())
+class Tracking(TrackingSettings, dg.ConfigurableResource):
+    """Where runs and models are recorded. MLflow is imported at the first call that needs it."""
+
+    def tracker(self, home: Path) -> "Tracker":
+        from rlaif_assets.store.tracking import Tracker
+
+        return Tracker(self.uri, home, self.experiment, self.ui_url)
+
+
+@with_defaults(PROFILE.compute.model_dump())
+class Compute(ComputeSettings, dg.ConfigurableResource):
+    """Where models run, and the models themselves: they stay loaded from asset to asset of one run in one process."""
+
+    _models: "OrderedDict[str, LocalModel]" = PrivateAttr(default_factory=OrderedDict)
+
+    def settings(self) -> ComputeSettings:
+        return ComputeSettings(**{name: getattr(self, name) for name in ComputeSettings.model_fields})
+
+    def load(
+        self, folder_or_hub: str | Path, revision: str | None = None, fingerprint: str | None = None
+    ) -> "LocalModel":
+        """The model in a folder, or of a hub id at a commit; with `fingerprint`, one that is loaded already will do.
+
+        Raises ModelError, also where the weights are no longer those of the fingerprint.
+        """
+        from rlaif_assets.language_models.errors import ModelError
+        from rlaif_assets.language_models.local import load_model
+
+        model = self._models.get(fingerprint or "")
+        if model is None:
+            model = load_model(folder_or_hub, self.settings(), revision)
+            if fingerprint and model.fingerprint != fingerprint:
+                raise ModelError(
+                    f"the model at {folder_or_hub} has changed since it was recorded (fingerprint "
+                    f"{model.fingerprint[:12]}, recorded {fingerprint[:12]}): restore it, or materialize its asset anew"
+                )
+        self._models[model.fingerprint] = model
+        self._models.move_to_end(model.fingerprint)
+        while len(self._models) > MODELS_KEPT:
+            self._models.popitem(last=False)
+        return model
