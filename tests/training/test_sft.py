@@ -27,10 +27,10 @@ def make_examples(count: int) -> list[SftExample]:
     """Conversations of one or two turns and of different lengths."""
     examples = []
     for i in range(count):
-        messages: list[Message] = [{"role": "user", "content": f"How do I water {i} plants" + " early" * (i * 5 % 11)}]
-        if i % 3 == 0:
-            messages += [{"role": "assistant", "content": "Which ones?"}, {"role": "user", "content": "All of them."}]
-        examples.append(SftExample(f"row{i}", tuple(messages), SENTENCES[1 + i % 3], "revision"))
+        question: Message = {"role": "user", "content": f"How do I water {i} plants" + " early" * (i * 5 % 11)}
+        back: Message = {"role": "assistant", "content": "Which ones?"}
+        messages = (question, back, question) if i % 3 == 0 else (question,)
+        examples.append(SftExample(f"row{i}", messages, SENTENCES[1 + i % 3], "revision"))
     return examples
 
 
@@ -49,19 +49,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def answer_nll(folder: Path, examples: list[SftExample]) -> float:
-    """Mean negative log-likelihood per answer token, row by row, from the mask of `encode_conversation`."""
+def answer_nll(folder: Path, examples: list[SftExample]) -> tuple[float, float]:
+    """Mean negative log-likelihood per answer token and the norm of its gradient, row by row, from the answer mask."""
     local = load_model(folder, COMPUTE)
-    total, count = 0.0, 0
+    total, count = torch.zeros(()), 0
     for example in examples:
         ids, mask = encode_conversation(local.tokenizer, example.messages, example.response)
-        with torch.inference_mode():
-            logprobs = local.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        logprobs = local.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         for position in range(1, len(ids)):
             if mask[position]:
-                total -= logprobs[position - 1, ids[position]].item()
+                total = total - logprobs[position - 1, ids[position]]
                 count += 1
-    return total / count
+    (total / count).backward()
+    norms = [parameter.grad.norm() for parameter in local.model.parameters() if parameter.grad is not None]
+    return total.item() / count, torch.stack(norms).norm().item()
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +93,10 @@ def test_labels_are_the_answer_and_its_end_of_turn(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_tokens", [4096, 150])
-def test_first_loss_is_the_mean_over_the_answer_tokens_of_the_step(
+def test_loss_and_gradient_are_those_of_the_mean_over_the_answer_tokens_of_a_step(
     kind: Kind, batch_tokens: int, tmp_path: Path
 ) -> None:
-    """One step over all rows: padding, prompts and the split into forward passes have no part in the loss."""
+    """One step over all rows: prompts, padding and the split into forward passes have no part in it."""
     base, examples = tiny_model(kind, tmp_path / "base"), make_examples(8)
     logged: list[dict[str, float]] = []
     train(
@@ -107,22 +108,9 @@ def test_first_loss_is_the_mean_over_the_answer_tokens_of_the_step(
         log=lambda metrics, step: logged.append(metrics),
     )
     assert len(logged) == 1
-    assert logged[0]["loss"] == pytest.approx(answer_nll(base, examples), abs=1e-5)
-
-
-def test_labels_of_prompt_tokens_have_no_influence(llama: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """With the prompt's labels in the loss the weights differ, so the equality of two runs below means something."""
-    train(llama, tmp_path / "answers")
-    encode = sft.encode_rows
-
-    def with_prompts(*args: Any) -> Any:
-        rows, dropped = encode(*args)
-        return [row | {"labels": row["input_ids"]} for row in rows], dropped
-
-    monkeypatch.setattr(sft, "encode_rows", with_prompts)
-    train(llama, tmp_path / "everything")
-    answers, everything = weights(tmp_path / "answers"), weights(tmp_path / "everything")
-    assert any(not torch.equal(answers[name], everything[name]) for name in answers)
+    loss, gradient_norm = answer_nll(base, examples)
+    assert logged[0]["loss"] == pytest.approx(loss, abs=1e-5)
+    assert logged[0]["grad_norm"] == pytest.approx(gradient_norm, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,8 +134,8 @@ def test_training_lowers_the_heldout_loss_and_leaves_a_loadable_folder(
     assert (metrics["rows"], metrics["heldout_rows"], metrics["dropped"]) == (14, 5, 0)
     assert [step for step, _ in logged] == [1]
     assert logged[0][1]["learning_rate"] == 2e-3
-    assert metrics["heldout_loss_before"] == pytest.approx(answer_nll(base, make_examples(5)), abs=1e-5)
-    assert metrics["heldout_loss_after"] == pytest.approx(answer_nll(output, make_examples(5)), abs=1e-5)
+    assert metrics["heldout_loss_before"] == pytest.approx(answer_nll(base, make_examples(5))[0], abs=1e-5)
+    assert metrics["heldout_loss_after"] == pytest.approx(answer_nll(output, make_examples(5))[0], abs=1e-5)
     assert metrics["heldout_loss_after"] < metrics["heldout_loss_before"] - 0.5
 
     files = {path.name for path in output.rglob("*")}
