@@ -12,8 +12,8 @@ PRINCIPLES = JUDGING.principles
 ROWS = [f"row-{number}" for number in range(3200)]
 
 
-def draws(principles: tuple[JudgingPrinciple, ...], round: int = 0) -> dict[str, JudgingPrinciple]:
-    return {row: draw_principle(principles, row, 0, "judging-principle", round) for row in ROWS}
+def draws(principles: tuple[JudgingPrinciple, ...], number: int = 0) -> dict[str, JudgingPrinciple]:
+    return {row: draw_principle(principles, row, 0, "judging-principle", number) for row in ROWS}
 
 
 def test_every_principle_is_drawn_about_equally_often():
