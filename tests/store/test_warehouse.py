@@ -86,6 +86,8 @@ def test_columns_are_the_fields_of_the_records() -> None:
         "pairs": records.Pair,
         "judgements": records.Judgement,
         "labels": records.Label,
+        "evaluation_answers": records.EvaluationAnswer,
+        "evaluation_rates": records.EvaluationRate,
         "rejected_rows": records.Rejection,
     }
     for table, kind in classes.items():
