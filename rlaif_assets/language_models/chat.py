@@ -98,7 +98,10 @@ def _control_ids(tokenizer: PreTrainedTokenizerFast, size: int) -> frozenset[int
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    try:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    except TypeError as error:  # what the tokenizer raises for half of a surrogate pair, which JSON may hold
+        raise ModelError(f"{text[:60]!r} is not valid Unicode: reject the row") from error
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -358,7 +358,7 @@ def option_tokens(
 
 
 def local_folder(folder_or_hub: str | Path, revision: str | None) -> Path:
-    """The folder itself, or the folder that a hub id at a commit was fetched to. Raises ModelError: see `load_model`."""
+    """The folder itself, or the one that a hub id at a commit was fetched to. Raises ModelError: see `load_model`."""
     folder = Path(folder_or_hub).expanduser()
     if folder.is_dir():
         return folder

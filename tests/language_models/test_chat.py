@@ -129,3 +129,8 @@ def test_template_refusals() -> None:
         encode_prompt(tokenizer, user("Hi"))
     with pytest.raises(ModelError, match="at least one message"):
         encode_prompt(tiny_tokenizer("llama"), [])
+
+
+def test_half_of_a_surrogate_pair() -> None:
+    with pytest.raises(ModelError, match="not valid Unicode"):
+        encode_prompt(tiny_tokenizer("llama"), user("a\ud800b"))
