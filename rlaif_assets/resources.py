@@ -3,7 +3,6 @@
 What these objects do belongs to `store` and `language_models`; both are imported when first used.
 """
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import dagster as dg
 from pydantic import BaseModel, Field, PrivateAttr
 
+from rlaif_assets.instance import home_folder
 from rlaif_assets.settings import ComputeSettings, TrackingSettings, load_profile
 
 if TYPE_CHECKING:
@@ -23,11 +23,6 @@ PROFILE = load_profile()
 MODELS_KEPT = 3  # an evaluation asks for the base model, SL-CAI and the policy together
 
 ModelClass = TypeVar("ModelClass", bound=type[BaseModel])
-
-
-def home_folder(home: str | Path | None = None) -> Path:
-    """The given home, else DAGSTER_HOME, else `dagster_home` in the current folder; absolute."""
-    return Path(home or os.environ.get("DAGSTER_HOME") or "dagster_home").expanduser().absolute()
 
 
 def with_defaults(values: Mapping[str, Any]) -> Callable[[ModelClass], ModelClass]:

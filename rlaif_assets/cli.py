@@ -1,0 +1,226 @@
+"""The `rlaif` command. Every verb reads its options, calls one function and prints; what happens belongs to others.
+
+Exit codes: 0 done, 1 it failed, 2 the options or settings are wrong, 130 stopped by Ctrl-C.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from rlaif_assets.settings import SettingsError
+
+app = typer.Typer(
+    name="rlaif",
+    help="RLAIF and Constitutional AI as Dagster assets: run the steps, read the results, look at them in the browser.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", metavar="DIR", help="Where everything is kept; default DAGSTER_HOME, else dagster_home."),
+]
+ProfileName = Annotated[
+    str | None,
+    typer.Option(
+        "--profile", metavar="P", help="A packaged profile or a YAML file; default RLAIF_PROFILE, else pocket."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Override a setting, e.g. red_team_prompts.limit=200."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show Dagster's log and the traceback of an error.")]
+
+
+@app.command()
+def run(
+    profile: ProfileName = None,
+    select: Annotated[
+        str | None,
+        typer.Option(metavar="ASSETS", help="Assets to materialize, separated by commas, or Dagster selections."),
+    ] = None,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed of every stage that has one.")] = None,
+    force: Annotated[
+        str | None, typer.Option(metavar="ASSETS", help="Make these again even where nothing changed.")
+    ] = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Materialize the assets; what has not changed is reused, and a run that died goes on where it stopped."""
+    with plain_errors(debug):
+        from rlaif_assets.instance import home_folder, prepare_home
+        from rlaif_assets.settings import apply_overrides, load_profile
+
+        settings = apply_overrides(load_profile(profile), overrides or [], seed)
+        folder = prepare_home(home_folder(home))
+        from rlaif_assets.pipeline import run_pipeline, use_profile, with_bars
+
+        use_profile(folder, profile)
+        bars = out.is_terminal and settings.compute.progress == "log"
+        with dagster_instance() as instance:
+            _mark_dead_runs(instance, folder)
+            run_pipeline(instance, with_bars(settings) if bars else settings, select, force, _line, debug)
+        _show_results(folder, quiet=select is not None)
+        out.print(f"\nAll of it is in {escape(_short(folder))}.", soft_wrap=True)
+        option = f" --home {escape(_short(folder))}" if home else ""
+        out.print(
+            f"Next: [bold]rlaif report{option}[/] for the numbers, [bold]rlaif ui{option}[/] for graph and runs.",
+            soft_wrap=True,
+        )
+
+
+@app.command()
+def report(
+    homes: Annotated[
+        list[Path] | None, typer.Argument(metavar="[HOME]...", help="Homes; several give mean and spread.")
+    ] = None,
+    split: Annotated[Literal["dev", "test"], typer.Option(help="The held-out prompts to read the rates on.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Print the results of one or several homes: base, SL-CAI and PPO side by side."""
+    with plain_errors(debug):
+        from rlaif_assets.evaluation.report import build_report, combine_reports, report_table
+        from rlaif_assets.instance import home_folder
+        from rlaif_assets.store.warehouse import Warehouse
+
+        folders = [home_folder(folder) for folder in [*(homes or []), *([home] if home else [])] or [None]]
+        reports = [build_report(Warehouse(folder), split) for folder in folders]
+        if len(reports) == 1:
+            whole, table = reports[0], report_table(reports[0])
+        else:
+            whole = combine_reports(reports, [str(folder) for folder in folders])
+            table = report_table({"split": split, **whole["mean"]}, whole["spread"])
+        if as_json:
+            print(json.dumps(whole, indent=2))
+        else:
+            out.print(table)
+
+
+@app.command()
+def ui(
+    profile: ProfileName = None,
+    overrides: Overrides = None,
+    port: Annotated[int, typer.Option(help="Dagster's port on 127.0.0.1.")] = 3000,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Open Dagster's UI and MLflow's beside it over the same home, on this machine alone."""
+    with plain_errors(debug):
+        from rlaif_assets.instance import home_folder, prepare_home
+        from rlaif_assets.pipeline import use_profile
+        from rlaif_assets.settings import apply_overrides, load_profile
+        from rlaif_assets.ui import serve
+
+        tracking = apply_overrides(load_profile(profile), overrides or []).tracking
+        folder = prepare_home(home_folder(home))
+        use_profile(folder, profile)
+        with dagster_instance() as instance:
+            _mark_dead_runs(instance, folder)
+        serve(folder, tracking.uri, tracking.ui_url, port, _line)
+
+
+@app.command()
+def doctor(home: Home = None, debug: Debug = False) -> None:
+    """Mark runs failed whose process has died, free the pool slots that they held, and say what was found."""
+    with plain_errors(debug):
+        from rlaif_assets.instance import home_folder, prepare_home
+
+        folder = prepare_home(home_folder(home))
+        with dagster_instance() as instance:
+            found = _mark_dead_runs(instance, folder)
+        for line in found.left:
+            _line(line)
+        if not (found.failed or found.freed):
+            _line(f"nothing to repair in {_short(folder)}")
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+@contextmanager
+def dagster_instance() -> "Iterator[Any]":
+    """The Dagster instance of DAGSTER_HOME."""
+    import dagster as dg
+
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+@contextmanager
+def plain_errors(debug: bool) -> Iterator[None]:
+    """Every error as one message and an exit code; with `debug` as its traceback."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        err.print("stopped")
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        err.print(f"[bold red]error:[/] {escape(str(error) or type(error).__name__)}", soft_wrap=True)
+        if not _expected(error):
+            err.print("This was not foreseen; --debug shows where it happened.")
+        raise typer.Exit(2 if isinstance(error, SettingsError) else 1) from None
+
+
+def _expected(error: Exception) -> bool:
+    """Errors whose message says what to do; their modules are loaded already if one of them was raised."""
+    if isinstance(error, SettingsError):
+        return True
+    return type(error).__module__.startswith("rlaif_assets.")
+
+
+def _mark_dead_runs(instance: Any, home: Path) -> Any:
+    from rlaif_assets.instance import mark_dead_runs
+
+    found = mark_dead_runs(instance)
+    for line in [*found.failed, *found.freed]:
+        _line(line)
+    return found
+
+
+def _show_results(home: Path, quiet: bool) -> None:
+    """The table of results; without an evaluation nothing where that is no surprise (`quiet`)."""
+    from rlaif_assets.evaluation.report import ReportError, build_report, report_table
+    from rlaif_assets.store.warehouse import Warehouse
+
+    try:
+        table = report_table(build_report(Warehouse(home), "test"))
+        out.print()
+        out.print(table)
+    except ReportError:
+        if not quiet:
+            raise
+
+
+def _line(text: str) -> None:
+    out.print(escape(text), soft_wrap=True)
+
+
+def _short(folder: Path) -> str:
+    """The folder relative to the current one where it lies inside."""
+    current = Path.cwd()
+    return str(folder.relative_to(current)) if folder.is_relative_to(current) and folder != current else str(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

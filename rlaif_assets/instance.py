@@ -1,0 +1,181 @@
+"""The Dagster instance of a home: making the home, saying who works on a run, and marking what died.
+
+Light until a function is called: Dagster is imported inside. Which runs there are to start belongs to `pipeline`.
+"""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance, DagsterRun
+
+HOST_TAG = "rlaif/host"
+BOOT_TAG = "rlaif/boot_id"
+PID_TAG = "rlaif/pid"
+STARTED_TAG = "rlaif/process_started"
+TAGGED_TAG = "rlaif/tagged_run"
+CLOCK_SECONDS = 5.0  # a process's start time is told from the boot time, which follows corrections of the clock
+QUIET = {
+    "DAGSTER_DISABLE_TELEMETRY": "yes",
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "TRL_DISABLE_TELEMETRY": "1",
+}
+
+
+class HomeError(OSError):
+    """The home cannot be made or used."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `mark_dead_runs` did and left. Each text is a sentence for a person."""
+
+    failed: Sequence[str]
+    freed: Sequence[str]
+    left: Sequence[str]
+
+
+def home_folder(home: str | Path | None = None) -> Path:
+    """The given home, else DAGSTER_HOME, else `dagster_home` in the current folder; absolute."""
+    return Path(home or os.environ.get("DAGSTER_HOME") or "dagster_home").expanduser().absolute()
+
+
+def prepare_home(home: Path) -> Path:
+    """Makes the home with the packaged dagster.yaml where it has none, and points this process and its children at it.
+
+    Telemetry of Dagster, MLflow and Hugging Face is switched off. Raises HomeError.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        settings = home / "dagster.yaml"
+        if not settings.exists():
+            text = (resources.files("rlaif_assets") / "dagster.yaml").read_text(encoding="utf-8")
+            temporary = home / f".dagster.yaml.{os.getpid()}"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(settings)
+    except OSError as error:
+        raise HomeError(
+            f"the home {home} cannot be used: {error.strerror or error}; name another with --home"
+        ) from error
+    os.environ["DAGSTER_HOME"] = str(home)
+    os.environ.update(QUIET)
+    return home
+
+
+def process_tags(run_id: str | None = None) -> dict[str, str]:
+    """Run tags that say which process works: host, boot, pid and the process's start (pids come again).
+
+    In a step's own process (RLAIF_EXECUTOR=multiprocess) that is the run's process, which outlives the step. A retried
+    run inherits its predecessor's tags; `run_id` tells whose they are.
+    """
+    import psutil
+
+    parent = multiprocessing.parent_process()
+    pid = os.getpid()
+    if parent is not None and parent.pid is not None and os.environ.get("RLAIF_EXECUTOR") == "multiprocess":
+        pid = parent.pid
+    tags = {
+        HOST_TAG: socket.gethostname(),
+        BOOT_TAG: _boot_id(),
+        PID_TAG: str(pid),
+        STARTED_TAG: f"{psutil.Process(pid).create_time():.2f}",
+    }
+    return tags | ({TAGGED_TAG: run_id} if run_id else {})
+
+
+def tag_run(instance: "DagsterInstance", run_id: str) -> None:
+    """Writes `process_tags` on the run, if they are not there: wherever a run was launched, `doctor` then knows it."""
+    run = instance.get_run_by_id(run_id)
+    tags = process_tags(run_id)
+    if run is not None and any(run.tags.get(name) != value for name, value in tags.items()):
+        instance.add_run_tags(run_id, tags)
+
+
+def mark_dead_runs(instance: "DagsterInstance") -> Findings:
+    """Marks runs failed whose process is gone, and frees the pool slots of all runs that have ended.
+
+    Dead is a run of this host whose boot is over, or whose pid is not alive or is another process by now. Runs of other
+    hosts and runs that no process has been seen on are left as they are.
+    """
+    import dagster as dg
+
+    open_statuses = [
+        dg.DagsterRunStatus.NOT_STARTED,
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]
+    failed: list[str] = []
+    left: list[str] = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=open_statuses)):
+        name = f"run {run.run_id[:8]} ({run.job_name})"
+        why = _why_dead(run)
+        if why is None:
+            left.append(f"{name} {_whereabouts(run)}")
+        else:
+            instance.report_run_failed(run, f"Marked failed: {why}.")
+            failed.append(f"{name} marked failed: {why}")
+    return Findings(failed, _free_slots(instance), left)
+
+
+def _free_slots(instance: "DagsterInstance") -> list[str]:
+    """Frees the pool slots of runs that ended or are not there any more; a slot of a killed run blocks its pool."""
+    storage = instance.event_log_storage
+    freed: list[str] = []
+    for run_id in sorted(storage.get_concurrency_run_ids()):
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            infos = [storage.get_concurrency_info(key) for key in storage.get_concurrency_keys()]
+            pools = [
+                info.concurrency_key
+                for info in infos
+                if any(step.run_id == run_id for step in [*info.claimed_slots, *info.pending_steps])
+            ]
+            storage.free_concurrency_slots_for_run(run_id)
+            freed.append(f"slots of run {run_id[:8]} freed in pool {', '.join(sorted(pools))}")
+    return freed
+
+
+def _why_dead(run: "DagsterRun") -> str | None:
+    """Why no process works on the run any more; None where one does, or where it cannot be told from here."""
+    import psutil
+
+    tags = run.tags
+    if tags.get(HOST_TAG) != socket.gethostname() or tags.get(TAGGED_TAG, run.run_id) != run.run_id:
+        return None
+    if tags.get(BOOT_TAG) != _boot_id():
+        return "the machine was started anew since"
+    pid = int(tags[PID_TAG])
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return f"its process {pid} has ended"
+        if abs(process.create_time() - float(tags[STARTED_TAG])) > CLOCK_SECONDS:
+            return f"its process {pid} has ended (the number is another process's now)"
+    except psutil.NoSuchProcess:
+        return f"its process {pid} has ended"
+    return None
+
+
+def _whereabouts(run: "DagsterRun") -> str:
+    host, pid = run.tags.get(HOST_TAG), run.tags.get(PID_TAG)
+    if host is None or run.tags.get(TAGGED_TAG, run.run_id) != run.run_id:
+        return "has not begun its first step; cancel it in the UI if nothing works on it"
+    if host != socket.gethostname():
+        return f"belongs to host {host}; only that host can tell whether it is alive"
+    return f"is alive in process {pid}"
+
+
+def _boot_id() -> str:
+    import psutil
+
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else f"{psutil.boot_time():.0f}"

@@ -1,0 +1,165 @@
+"""Running the assets of a home in this process, as the named job `rlaif_all`, with lines that say how far it is.
+
+What the assets do belongs to `assets`; a home's preparation and dead runs to `instance`.
+"""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlaif_assets.settings import Profile, SettingsError, nearest
+
+if TYPE_CHECKING:
+    import dagster as dg
+    from dagster import DagsterInstance, JobDefinition
+    from dagster._core.events.log import EventLogEntry
+
+JOB = "rlaif_all"
+FORCE_TAG = "rlaif/force"
+REPOSITORY_TAG = ".dagster/repository"  # by it the UI lists a run under its job
+REPOSITORY = "__repository__@rlaif_assets.definitions"
+Show = Callable[[str], None]
+
+
+class RunError(RuntimeError):
+    """A run failed. The message names the assets and why."""
+
+
+def rlaif_all() -> "JobDefinition":
+    """The job, for processes that load it by this function's name."""
+    from rlaif_assets.definitions import defs
+
+    return defs.resolve_job_def(JOB)
+
+
+def run_pipeline(
+    instance: "DagsterInstance",
+    profile: Profile,
+    select: str | None = None,
+    force: str | None = None,
+    show: Show = print,
+    debug: bool = False,
+) -> str:
+    """Materializes the selected assets (None: all) and returns the Dagster run's id; what has not changed is reused.
+
+    `select` and `force` are names or Dagster selections separated by commas (`ppo_policy`, `+reward_model`,
+    `group:"step_1"`). Forced assets are made again even where nothing changed. `show` is given one line per asset.
+    Raises SettingsError for an unknown asset and RunError when an asset fails; KeyboardInterrupt cancels the run.
+    """
+    import dagster as dg
+    from dagster._core.execution.api import execute_run
+
+    from rlaif_assets.assets.configuration import run_config
+    from rlaif_assets.instance import process_tags
+
+    if not debug:
+        warnings.simplefilter("ignore")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+    job = rlaif_all()
+    names = selected_assets(job, select) if select else None
+    forced = selected_assets(job, force) if force else []
+    config = run_config(profile, names) | {"loggers": {"console": {"config": {"log_level": _level(debug)}}}}
+    tags = process_tags() | {REPOSITORY_TAG: REPOSITORY} | ({FORCE_TAG: ",".join(forced)} if forced else {})
+    run = instance.create_run_for_job(
+        job_def=job,
+        run_config=config,
+        tags={**job.tags, **tags},
+        asset_selection=frozenset(dg.AssetKey(name) for name in names) if names else None,
+        job_code_origin=dg.reconstructable(rlaif_all).get_python_origin(),
+    )
+    lines = _Lines(show)
+    instance.add_event_listener(run.run_id, lines)
+    result = execute_run(dg.reconstructable(rlaif_all), run, instance)
+    if not result.success:
+        ended = instance.get_run_by_id(run.run_id)
+        if ended is not None and ended.status == dg.DagsterRunStatus.CANCELED:
+            raise KeyboardInterrupt
+        raise RunError(_failure(result.all_events) or f"run {run.run_id} failed before its first asset")
+    return run.run_id
+
+
+def selected_assets(job: "JobDefinition", text: str) -> list[str]:
+    """The names of the assets that a comma-separated list of names and Dagster selections means, sorted.
+
+    Raises SettingsError for an unknown name (with the nearest ones), a bad selection, and one that is empty.
+    """
+    import dagster as dg
+
+    graph = job.asset_layer.asset_graph
+    known = sorted(key.to_user_string() for key in graph.materializable_asset_keys)
+    found: set[str] = set()
+    for part in (part.strip() for part in text.split(",")):
+        if part.isidentifier() and part not in known:
+            raise SettingsError(f"unknown asset {part!r}: {nearest(part, known)}")
+        try:
+            keys = dg.AssetSelection.from_string(part).resolve(graph)
+        except Exception as error:  # the selection language raises its parser's own errors, of several classes
+            raise SettingsError(f"{part!r} is not an asset or a selection of assets: {error}") from error
+        found |= {key.to_user_string() for key in keys}
+    if not found & set(known):
+        raise SettingsError(f"{text!r} selects no asset; there are {', '.join(known)}")
+    return sorted(found & set(known))
+
+
+def with_bars(profile: Profile) -> Profile:
+    """The profile with progress bars instead of log lines."""
+    return profile.model_copy(update={"compute": profile.compute.model_copy(update={"progress": "bar"})})
+
+
+def use_profile(home: Path, name: str | None) -> None:
+    """Lets processes that this one starts load the same definitions."""
+    os.environ["DAGSTER_HOME"] = str(home)
+    if name is not None:
+        os.environ["RLAIF_PROFILE"] = name
+
+
+class _Lines:
+    """An event listener: one line per finished asset or failed check, and what assets log."""
+
+    def __init__(self, show: Show) -> None:
+        self.show = show
+        self.started: dict[str, float] = {}
+
+    def __call__(self, entry: "EventLogEntry") -> None:
+        event = entry.dagster_event
+        if event is None:
+            if int(entry.level) >= logging.INFO:
+                self.show(f"  {entry.user_message}")
+        elif event.event_type_value == "STEP_START" and event.step_key:
+            self.started[event.step_key] = time.monotonic()
+        elif event.is_step_materialization and event.asset_key:
+            name = event.asset_key.to_user_string()
+            metadata = event.step_materialization_data.materialization.metadata
+            reused = metadata["reused"].value if "reused" in metadata else False
+            seconds = time.monotonic() - self.started.get(event.step_key or "", time.monotonic())
+            self.show(f"{name:<26} {'reused' if reused else 'made'} in {seconds:.1f} s")
+        elif event.event_type_value == "ASSET_CHECK_EVALUATION":
+            evaluation = event.asset_check_evaluation_data
+            if not evaluation.passed:
+                name = evaluation.asset_key.to_user_string()
+                self.show(f"{name:<26} check {evaluation.check_name} failed ({evaluation.severity.value.lower()})")
+
+
+def _level(debug: bool) -> str:
+    return "DEBUG" if debug else "CRITICAL"
+
+
+def _failure(events: "Collection[dg.DagsterEvent]") -> str:
+    """`asset: message` of the steps that failed, the innermost cause's message, without a traceback."""
+    lines: list[str] = []
+    for event in events:
+        if event.is_step_failure:
+            error: Any = event.step_failure_data.error
+            given = event.step_failure_data.user_failure_data
+            while error is not None and error.cause is not None:
+                error = error.cause
+            text = (given.description if given else None) or (error.message.strip() if error else "no message")
+            lines.append(f"{event.step_key}: {text}")
+        elif event.event_type_value == "PIPELINE_FAILURE" and not lines:
+            error = event.job_failure_data.error
+            lines.append((error.message.strip() if error else event.message) or "the run failed")
+    return "\n".join(lines)
