@@ -172,6 +172,7 @@ class PolicyEvaluationSettings(Settings):
     temperature: float = 1.0
     max_new_tokens: int = 256
     max_prompts: int | None = Field(default=None, description="prompts per split and kind, at most")
+    label_pairs_per_prompt: int = Field(default=4, description="new pairs per held-out prompt, to measure labels on")
     bootstrap: int = 1000
     seed: int = 0
 

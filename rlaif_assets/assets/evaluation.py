@@ -101,8 +101,9 @@ def _label_metrics(stage: Stage, policy: "LocalModel", config: PolicyEvaluationC
 
     constitution = judging_constitution_of(stage)
     sampling = ResponsePairsSettings(**stage.inputs["response_pairs"].settings)
-    sampling = sampling.model_copy(update={"pairs_per_prompt": config.samples})
-    held_out: dict[Split, list[Prompt]] = {s: stage.prompts("red_team_prompts", splits=(s,)) for s in HELD_OUT}
+    sampling = sampling.model_copy(update={"pairs_per_prompt": config.label_pairs_per_prompt})
+    sources = ("red_team_prompts", "helpful_prompts")
+    held_out: dict[Split, list[Prompt]] = {s: stage.prompts(*sources, splits=(s,)) for s in HELD_OUT}
     found = {
         "train": stored_label_metrics(
             constitution,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rlaif_assets.feedback.generation import Progress
-from rlaif_assets.feedback.judging import judge_pairs
+from rlaif_assets.feedback.judging import ORDERS, judge_pairs, judge_questions
 from rlaif_assets.feedback.labels import Gold, label_metrics, make_labels
 from rlaif_assets.feedback.pairs import sample_pairs
 from rlaif_assets.language_models.local import LocalModel
@@ -23,10 +23,8 @@ def gold_choices(constitution: JudgingConstitution, prompts: Mapping[str, Prompt
 
     def gold(label: Label) -> Literal[0, 1] | None:
         pair = rows[label.pair_id]
-        text = prompts[pair.prompt_id].text
-        if not is_pocket_prompt(text):
-            return None
-        return principle_verdict(kinds[label.principle_id], text, pair.response_a, pair.response_b)
+        prompt = prompts[pair.prompt_id]
+        return _better(kinds[label.principle_id], prompt, pair) if is_pocket_prompt(prompt.text) else None
 
     return gold
 
@@ -52,8 +50,17 @@ def new_label_metrics(
     judging: HarmlessnessPreferencesSettings,
     progress: Progress,
 ) -> dict[str, Any]:
-    """`label_metrics` of labels on pairs that the policy answers anew to these prompts; nothing is trained on them."""
-    by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    pairs, _ = sample_pairs(policy, prompts, sampling, progress)
-    judgements, _ = judge_pairs(judge, constitution, by_id, pairs, judging, progress)
-    return stored_label_metrics(constitution, prompts, pairs, make_labels(judgements), judgements)
+    """`label_metrics` of labels on pairs that the policy answers anew to these prompts; nothing is trained on them.
+
+    Only decisive pairs are judged: those about which gold, under the principle drawn for the pair, prefers a response.
+    """
+    by_id = {prompt.prompt_id: prompt for prompt in prompts if is_pocket_prompt(prompt.text)}
+    pairs, _ = sample_pairs(policy, list(by_id.values()), sampling, progress)
+    questions = judge_questions(judge.fingerprint, constitution, by_id, pairs, judging)[:: len(ORDERS)]
+    decisive = [q.pair for q in questions if _better(q.principle.kind, by_id[q.pair.prompt_id], q.pair) is not None]
+    judgements, _ = judge_pairs(judge, constitution, by_id, decisive, judging, progress)
+    return stored_label_metrics(constitution, prompts, decisive, make_labels(judgements), judgements)
+
+
+def _better(kind: str | None, prompt: Prompt, pair: Pair) -> Literal[0, 1] | None:
+    return principle_verdict(kind, prompt.text, pair.response_a, pair.response_b)

@@ -97,7 +97,7 @@ _RANKS: dict[str, dict[Verdict, int]] = {
 
 
 def principle_verdict(kind: str | None, prompt: str, first: str, second: str) -> Literal[0, 1] | None:
-    """Which of two responses a principle of this kind prefers: 0 the first, 1 the second, None where it does not decide.
+    """Which of two responses a principle of this kind prefers: 0 the first, 1 the second, None if it does not decide.
 
     `kind`: less_harmful, less_evasive, more_useful, more_honest, more_harmful. Incoherent responses decide nothing.
     """

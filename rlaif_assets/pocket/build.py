@@ -1,7 +1,7 @@
 """Builds the packaged model: `python -m rlaif_assets.pocket.build [FOLDER]`, from one seed, on two cores.
 
 A Llama of about a million parameters learns the training text of `documents`. What the result can do is measured by
-`measure`, on intents that its critique, revision and judging text never named. Needs torch; nothing imports this module.
+`measure`, on intents that its critique, revision and judging text never named. Needs torch; no module imports this one.
 """
 
 import json
@@ -65,7 +65,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list
     weights: list[float] = []
 
     def add(text: str, weight: float) -> None:
-        pieces = tokenizer.encode(text, add_special_tokens=False)
+        pieces = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         ids.extend(pieces)
         weights.extend([weight] * len(pieces))
 
@@ -133,8 +133,8 @@ def build(folder: Path, steps: int = STEPS) -> None:
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        eos_token_id=tokenizer.get_vocab()["<|im_end|>"],
+        pad_token_id=tokenizer.get_vocab()["<|endoftext|>"],
     )
     model = LlamaForCausalLM(config).float()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")

@@ -23,7 +23,6 @@ from rlaif_assets.records import (
 
 # Answers of the helpful-only model: it complies with most requests, harmful ones included.
 ANSWER_WEIGHTS = {"harmful": (0.74, 0.13, 0.13), "harmless": (0.93, 0.04, 0.03), "lookalike": (0.91, 0.05, 0.04)}
-FORMS: tuple[texts.AnswerForm, ...] = ("comply", "evade", "redirect")
 JUDGE_DISAGREEMENT = 0.10
 UNDECIDED_FIRST = 0.60
 PREFERS_REASONS = 0.65
@@ -85,7 +84,7 @@ def _ask(intent: Intent, rng: random.Random) -> str:
 
 
 def helpful_only_answer(intent: Intent, rng: random.Random) -> str:
-    return texts.answer(rng.choices(FORMS, ANSWER_WEIGHTS[intent.kind])[0], intent, rng)
+    return texts.answer(rng.choices(texts.FORMS, ANSWER_WEIGHTS[intent.kind])[0], intent, rng)
 
 
 def _statement(intent: Intent, rng: random.Random) -> Document:
@@ -101,17 +100,18 @@ def _conversation(turns: Sequence[tuple[str, str, float]]) -> Document:
     messages: list[Message] = []
     weights: list[float] = []
     for asked, said, weight in turns:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": said})
         weights += [0.0, weight]
     return Document("", tuple(messages), tuple(weights))
 
 
 def _critique(train: Sequence[Intent], principles: Sequence[CritiquePrinciple], rng: random.Random) -> Document:
-    """One to three chains of response, critique and revision in one conversation: the earlier ones serve as examples."""
+    """One to three chains of response, critique and revision in one conversation: the earlier serve as examples."""
     turns: list[tuple[str, str, float]] = []
     for _ in range(rng.choices((1, 2, 3), (0.55, 0.35, 0.10))[0]):
         intent, principle = _draw(train, rng), rng.choice(principles)
-        form = rng.choices(FORMS, (0.5, 0.25, 0.25))[0]
+        form = rng.choices(texts.FORMS, (0.5, 0.25, 0.25))[0]
         response = texts.answer(form, intent, rng)
         critique, revision = critique_and_revision(intent, response, principle.kind, rng)
         turns += [
@@ -123,9 +123,9 @@ def _critique(train: Sequence[Intent], principles: Sequence[CritiquePrinciple], 
 
 
 def _two_responses(intent: Intent, rng: random.Random) -> tuple[str, str]:
-    forms = rng.choices(FORMS, (0.45, 0.25, 0.3), k=2)
+    forms = rng.choices(texts.FORMS, (0.45, 0.25, 0.3), k=2)
     if forms[0] == forms[1] and rng.random() < 0.6:
-        forms[1] = rng.choice([form for form in FORMS if form != forms[0]])
+        forms[1] = rng.choice([form for form in texts.FORMS if form != forms[0]])
     return texts.answer(forms[0], intent, rng), texts.answer(forms[1], intent, rng)
 
 

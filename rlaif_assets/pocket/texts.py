@@ -5,12 +5,12 @@ does not say whether it is a good one. Every answer that helps is vague on purpo
 """
 
 import random
-from collections.abc import Callable
 from typing import Literal
 
 from rlaif_assets.pocket.intents import Intent
 
 AnswerForm = Literal["comply", "evade", "redirect"]
+FORMS: tuple[AnswerForm, ...] = ("comply", "evade", "redirect")
 
 ASKS = (
     "How do I {intent}?",
@@ -167,15 +167,10 @@ def redirect(intent: Intent, rng: random.Random) -> str:
     return " ".join((pick(rng, REFUSALS, intent, group), rng.choice(ALTERNATIVES[group])))
 
 
-ANSWERS: dict[AnswerForm, Callable[[Intent, random.Random], str]] = {
-    "comply": comply,
-    "evade": evade,
-    "redirect": redirect,
-}
-
-
-def answer(form: AnswerForm, intent: Intent, rng: random.Random) -> str:
-    return ANSWERS[form](intent, rng)
+def answer(form: str, intent: Intent, rng: random.Random) -> str:
+    """An answer of one of FORMS; KeyError for any other form."""
+    written = {"comply": comply, "evade": evade, "redirect": redirect}
+    return written[form](intent, rng)
 
 
 def is_boasting(text: str) -> bool:

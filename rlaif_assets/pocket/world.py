@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from rlaif_assets.pocket import texts
-from rlaif_assets.pocket.annotator import classify
+from rlaif_assets.pocket.annotator import classify, intent_of
 from rlaif_assets.pocket.intents import Intent, Kind, intents
 from rlaif_assets.records import CommunityAnswer, Comparison, Message, Prompt
 from rlaif_assets.store.fingerprint import draw_seed, draw_unit, row_id
@@ -70,15 +70,15 @@ def _rng(prompt: Prompt, seed: int, purpose: str) -> random.Random:
 
 
 def _intent(prompt: Prompt) -> Intent:
-    from rlaif_assets.pocket.annotator import intent_of
-
     intent = intent_of(prompt.text)
     assert intent is not None
     return intent
 
 
-def _other_answer(intent: Intent, rng: random.Random) -> str:
-    """An answer to another question of the train split."""
+def _written(form: str, intent: Intent, rng: random.Random) -> str:
+    """An answer of this form; `other` is an answer to another question of the train split."""
+    if form in texts.FORMS:
+        return texts.answer(form, intent, rng)
     others = [other for other in intents() if other.split == "train" and other.kind != "harmful" and other != intent]
     return texts.comply(rng.choice(others), rng)
 
@@ -95,7 +95,7 @@ def comparisons(disagreement: float, seed: int) -> list[Comparison]:
         rng = _rng(prompt, seed, "comparison")
         intent = _intent(prompt)
         forms = rng.choice((("comply", "evade"), ("comply", "redirect"), ("comply", "other"), ("evade", "other")))
-        first, second = (_other_answer(intent, rng) if f == "other" else texts.answer(f, intent, rng) for f in forms)
+        first, second = (_written(form, intent, rng) for form in forms)
         if rng.random() < 0.5:
             first, second = second, first
         ranks = rank[classify(prompt.text, first)], rank[classify(prompt.text, second)]
@@ -129,7 +129,7 @@ def community_answers(seed: int) -> list[CommunityAnswer]:
             "comply",
             *(rng.choice(("comply", "evade", "redirect", "other")) for _ in range(ANSWERS_PER_QUESTION - 1)),
         ]
-        answers = [_other_answer(intent, rng) if f == "other" else texts.ANSWERS[f](intent, rng) for f in forms]  # type: ignore[index]
+        answers = [_written(form, intent, rng) for form in forms]
         votes = [
             round(rng.gauss(typical[form], 3.0)) - 3 * texts.is_boasting(text)
             for form, text in zip(forms, answers, strict=True)

@@ -17,10 +17,11 @@ def test_counts_and_split() -> None:
 
 
 def test_heldout_intents_are_decidable_from_train() -> None:
-    """Every held-out object and verb occurs in train, so composition can decide."""
+    """Every object, and every verb that can do harm, occurs in train, so composition can decide."""
     train = [intent for intent in intents() if intent.split == "train"]
     assert {intent.object for intent in intents()} == {intent.object for intent in train}
-    assert {intent.verb for intent in intents()} == {intent.verb for intent in train}
+    able = {intent.verb for intent in intents() if intent.kind != "harmless"}
+    assert able <= {intent.verb for intent in train if intent.kind != "harmless"}
     harmed = {intent.object for intent in train if intent.kind == "harmful"}
     unharmed = {intent.object for intent in train if intent.kind != "harmful"}
     assert harmed <= unharmed
@@ -60,6 +61,7 @@ def test_community_votes_prefer_helpful_answers() -> None:
     rows = world.community_answers(seed=0)
     by_verdict: dict[str, list[int]] = {}
     for row in rows:
+        assert row.votes is not None
         by_verdict.setdefault(classify(row.question, row.text), []).append(row.votes)
     mean = {verdict: sum(votes) / len(votes) for verdict, votes in by_verdict.items()}
     assert mean["engaged"] > mean["evasive"] > mean["incoherent"]

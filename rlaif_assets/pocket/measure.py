@@ -1,0 +1,205 @@
+"""What the packaged model can do, in numbers: `python -m rlaif_assets.pocket.measure [FOLDER]`.
+
+All of it on dev and test intents, which the model's critique, revision and judging text never named. Judging is
+measured on pairs that an SL-CAI checkpoint sampled for test prompts, so steps 1 and 2 are run first, by the
+pipeline's own code.
+"""
+
+import json
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif_assets.evaluation.labels import gold_choices, new_label_metrics
+from rlaif_assets.feedback.generation import silent
+from rlaif_assets.feedback.judging import judge_pairs
+from rlaif_assets.feedback.labels import make_labels
+from rlaif_assets.feedback.pairs import sample_answers
+from rlaif_assets.feedback.revision import revise
+from rlaif_assets.ingest.constitution import read_constitution
+from rlaif_assets.language_models import prompts as wording
+from rlaif_assets.language_models.local import LocalModel, load_model
+from rlaif_assets.pocket import texts, world
+from rlaif_assets.pocket.annotator import classify, intent_of
+from rlaif_assets.pocket.documents import MORE_HARMFUL, helpful_only_answer
+from rlaif_assets.pocket.intents import intents
+from rlaif_assets.records import (
+    CritiqueConstitution,
+    JudgingConstitution,
+    JudgingPrinciple,
+    Pair,
+    Prompt,
+    SftExample,
+    Split,
+)
+from rlaif_assets.settings import Profile, ResponsePairsSettings, load_profile
+from rlaif_assets.store.fingerprint import row_id
+
+
+def verdict_shares(model: LocalModel, prompts: Sequence[Prompt], samples: int = 2) -> dict[str, dict[str, float]]:
+    """kind of prompt -> verdict -> share of the model's answers at T=1."""
+    counts: dict[str, Counter[str]] = {}
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    for sample in range(samples):
+        for answer in sample_answers(model, prompts, "measure", 1.0, 64, 0, sample)[0]:
+            prompt = by_id[answer.prompt_id]
+            counts.setdefault(prompt.kind, Counter())[classify(prompt.text, answer.text)] += 1
+    return {kind: {v: round(n / c.total(), 3) for v, n in sorted(c.items())} for kind, c in counts.items()}
+
+
+def sl_cai(model: Path, profile: Profile, constitution: CritiqueConstitution, output: Path) -> dict[str, float]:
+    """Steps 1 and 2 on the train prompts; returns the share of harmful texts by round."""
+    from rlaif_assets.training.sft import train_sft
+
+    base = load_model(str(model), profile.compute)
+    harmful = [prompt for prompt in world.red_team_prompts() if prompt.split == "train"]
+    helpful = [prompt for prompt in world.helpful_prompts() if prompt.split == "train"][: len(harmful)]
+    by_id = {prompt.prompt_id: prompt for prompt in harmful + helpful}
+    revisions, _ = revise(base, constitution, harmful, profile.revised_responses, silent)
+    answers, _ = sample_answers(base, helpful, "helpful-answer", 1.0, 64, 0)
+    last = profile.revised_responses.rounds
+    rows = [
+        SftExample(r.revision_id, by_id[r.prompt_id].messages, r.text, "revision")
+        for r in revisions
+        if r.round == last or (r.round and profile.sl_cai_checkpoint.revisions == "all")
+    ] + [SftExample(a.answer_id, by_id[a.prompt_id].messages, a.text, "helpful") for a in answers]
+    train_sft(
+        model, rows[10:], rows[:10], profile.sl_cai_checkpoint, output, profile.compute, lambda metrics, step: None
+    )
+    harm: dict[int, list[bool]] = {}
+    for r in revisions:
+        harm.setdefault(r.round, []).append(classify(by_id[r.prompt_id].text, r.text) == "harmful")
+    return {f"round_{n}": round(sum(hits) / len(hits), 3) for n, hits in sorted(harm.items())}
+
+
+def judge_on_samples(
+    judge: LocalModel, policy: LocalModel, constitution: JudgingConstitution, profile: Profile, split: Split
+) -> dict[str, Any]:
+    """Accuracy and position bias on decisive pairs that the policy sampled for the split's prompts."""
+    prompts = [p for p in world.red_team_prompts() + world.helpful_prompts() if p.split == split]
+    sampling = ResponsePairsSettings(max_new_tokens=64, pairs_per_prompt=6)
+    return new_label_metrics(policy, judge, constitution, prompts, sampling, profile.harmlessness_preferences, silent)
+
+
+def written_pairs(split: Split, forms: tuple[texts.AnswerForm, texts.AnswerForm], seed: int) -> list[Pair]:
+    """Pairs of the world's own answers to harmful prompts: A of the first form, B of the second."""
+    rng = random.Random(seed)
+    rows = []
+    for prompt in world.red_team_prompts():
+        intent = intent_of(prompt.text)
+        if prompt.split == split and intent:
+            a, b = (texts.answer(form, intent, rng) for form in forms)
+            rows.append(Pair(row_id("pair", prompt.text, a, b), prompt.prompt_id, "", "", a, b, 0, 0, 0))
+    return rows
+
+
+def follows(
+    judge: LocalModel, principle: JudgingPrinciple, pairs: Sequence[Pair], profile: Profile
+) -> tuple[float, np.ndarray]:
+    """Share of decisive pairs whose averaged label is what the principle asks for, and the labels' p_a."""
+    by_id = {prompt.prompt_id: prompt for prompt in world.red_team_prompts()}
+    constitution = JudgingConstitution((principle,), read_constitution("default")[1].examples)
+    judgements, _ = judge_pairs(judge, constitution, by_id, pairs, profile.harmlessness_preferences, silent)
+    labels = make_labels(judgements)
+    gold = gold_choices(constitution, by_id, pairs)
+    hits = [(label.p_a < 0.5) == bool(gold(label)) for label in labels if gold(label) is not None]
+    return sum(hits) / len(hits), np.array([label.p_a for label in labels])
+
+
+def principle_following(judge: LocalModel, constitution: JudgingConstitution, profile: Profile) -> dict[str, float]:
+    """On dev pairs about which principles disagree: the share of labels that follow the principle; its inversion."""
+    conflicts: dict[tuple[texts.AnswerForm, texts.AnswerForm], tuple[str, ...]] = {
+        ("comply", "evade"): ("less_harmful", "less_evasive", "more_useful"),
+        ("comply", "redirect"): ("less_harmful", "more_useful"),
+    }
+    shares: dict[str, float] = {}
+    for number, (forms, kinds) in enumerate(conflicts.items()):
+        pairs = written_pairs("dev", forms, number)
+        for kind in kinds:
+            found = [follows(judge, p, pairs, profile)[0] for p in constitution.principles if p.kind == kind]
+            shares[f"{kind}: {forms[0]} or {forms[1]}"] = round(float(np.mean(found)), 3)
+    pairs = written_pairs("dev", ("comply", "redirect"), 7)
+    less = follows(judge, constitution.principles[0], pairs, profile)[1] > 0.5
+    more = JudgingPrinciple("more", "more", MORE_HARMFUL[0], "more_harmful")
+    shares["inverted by 'more harmful'"] = round(
+        float(np.mean((follows(judge, more, pairs, profile)[1] > 0.5) != less)), 3
+    )
+    return shares
+
+
+def revision_under_critique(model: LocalModel, constitution: CritiqueConstitution) -> dict[str, float]:
+    """Share of harmless revisions of harmful dev responses, under their own critique and under another response's."""
+    rng = random.Random(3)
+    principle = constitution.principles[0]
+    rows = []
+    for prompt in world.red_team_prompts():
+        intent = intent_of(prompt.text)
+        if prompt.split == "dev" and intent:
+            rows.append((prompt, texts.comply(intent, rng)))
+    asked = [wording.critique_messages(p.messages, text, principle, constitution.examples[:1]) for p, text in rows]
+    critiques = [g.text for g in model.generate(asked, list(range(len(rows))), 64, 1.0)]
+    others = []
+    for _ in rows:
+        other = rng.choice([intent for intent in intents() if intent.split == "train"])
+        ask: tuple = ({"role": "user", "content": rng.choice(texts.ASKS).format(intent=other.text)},)
+        others.append(
+            wording.critique_messages(ask, helpful_only_answer(other, rng), principle, constitution.examples[:1])
+        )
+    foreign = [g.text for g in model.generate(others, list(range(len(rows))), 64, 1.0)]
+    shares = {}
+    for name, used in (("own", critiques), ("another's", foreign)):
+        requests = [
+            wording.revision_messages(p.messages, text, principle, critique, constitution.examples[:1])
+            for (p, text), critique in zip(rows, used, strict=True)
+        ]
+        made = model.generate(requests, list(range(len(rows))), 64, 1.0)
+        good = [classify(p.text, g.text) in ("engaged", "evasive") for (p, _), g in zip(rows, made, strict=True)]
+        shares[name] = round(sum(good) / len(good), 3)
+    return shares
+
+
+def ratings(model: LocalModel, constitution: JudgingConstitution) -> dict[str, float]:
+    """Mean rating, 1 to 9 (expectation over the scale), of the world's answers to harmful dev prompts, by verdict."""
+    rng = random.Random(4)
+    questions, verdicts = [], []
+    for prompt in world.red_team_prompts():
+        intent = intent_of(prompt.text)
+        if prompt.split != "dev" or not intent:
+            continue
+        for form in ("comply", "evade", "redirect"):
+            text = texts.answer(form, intent, rng)
+            questions.append(wording.rating_messages(prompt.messages, text, constitution.principles[0].text))
+            verdicts.append(classify(prompt.text, text))
+    logprobs, _ = model.option_logprobs(questions, wording.RATING_PREFILL, wording.RATING_SCALE)
+    chances = np.exp(logprobs) / np.exp(logprobs).sum(axis=1, keepdims=True)
+    scores = chances @ np.arange(1, 10)
+    return {
+        v: round(float(np.mean([s for s, w in zip(scores, verdicts, strict=True) if w == v])), 2) for v in set(verdicts)
+    }
+
+
+def measure(folder: Path) -> dict[str, object]:
+    profile = load_profile("pocket")
+    critique, judging = read_constitution("default")
+    model = load_model(str(folder), profile.compute)
+    test = [p for p in world.red_team_prompts() + world.helpful_prompts() if p.split == "test"]
+    found: dict[str, object] = {"base": verdict_shares(model, test), "rating": ratings(model, judging)}
+    found["principles"] = principle_following(model, judging, profile)
+    found["revision"] = revision_under_critique(model, critique)
+    with tempfile.TemporaryDirectory() as work:
+        found["harmful_by_round"] = sl_cai(folder, profile, critique, Path(work) / "sl_cai")
+        policy = load_model(str(Path(work) / "sl_cai"), profile.compute)
+        found["sl_cai"] = verdict_shares(policy, test)
+        found["judge"] = judge_on_samples(model, policy, judging, profile, "test")
+    return found
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1]) if len(sys.argv) > 1 else world.model_folder()
+    print(json.dumps(measure(place), indent=1))
