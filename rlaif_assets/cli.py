@@ -65,10 +65,9 @@ def run(
         from rlaif_assets.settings import apply_overrides, load_profile
 
         settings = apply_overrides(load_profile(profile), overrides or [], seed)
-        folder = prepare_home(home_folder(home))
-        from rlaif_assets.pipeline import run_pipeline, use_profile, with_bars
+        folder = prepare_home(home_folder(home), profile)
+        from rlaif_assets.pipeline import run_pipeline, with_bars
 
-        use_profile(folder, profile)
         bars = out.is_terminal and settings.compute.progress == "log"
         with dagster_instance() as instance:
             _mark_dead_runs(instance, folder)
@@ -122,13 +121,11 @@ def ui(
     """Open Dagster's UI and MLflow's beside it over the same home, on this machine alone."""
     with plain_errors(debug):
         from rlaif_assets.instance import home_folder, prepare_home
-        from rlaif_assets.pipeline import use_profile
         from rlaif_assets.settings import apply_overrides, load_profile
         from rlaif_assets.ui import serve
 
         tracking = apply_overrides(load_profile(profile), overrides or []).tracking
-        folder = prepare_home(home_folder(home))
-        use_profile(folder, profile)
+        folder = prepare_home(home_folder(home), profile)
         with dagster_instance() as instance:
             _mark_dead_runs(instance, folder)
         serve(folder, tracking.uri, tracking.ui_url, port, _line)

@@ -48,10 +48,11 @@ def home_folder(home: str | Path | None = None) -> Path:
     return Path(home or os.environ.get("DAGSTER_HOME") or "dagster_home").expanduser().absolute()
 
 
-def prepare_home(home: Path) -> Path:
+def prepare_home(home: Path, profile: str | None = None) -> Path:
     """Makes the home with the packaged dagster.yaml where it has none, and points this process and its children at it.
 
-    Telemetry of Dagster, MLflow and Hugging Face is switched off. Raises HomeError.
+    They also load the definitions with `profile` as the default. Telemetry of Dagster, MLflow and Hugging Face is
+    switched off. Raises HomeError.
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -67,6 +68,8 @@ def prepare_home(home: Path) -> Path:
         ) from error
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ.update(QUIET)
+    if profile is not None:
+        os.environ["RLAIF_PROFILE"] = profile
     return home
 
 

@@ -8,7 +8,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlaif_assets.settings import Profile, SettingsError, nearest
@@ -58,7 +57,7 @@ def run_pipeline(
 
     if not debug:
         warnings.simplefilter("ignore")
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     job = rlaif_all()
     names = selected_assets(job, select) if select else None
     forced = selected_assets(job, force) if force else []
@@ -108,13 +107,6 @@ def selected_assets(job: "JobDefinition", text: str) -> list[str]:
 def with_bars(profile: Profile) -> Profile:
     """The profile with progress bars instead of log lines."""
     return profile.model_copy(update={"compute": profile.compute.model_copy(update={"progress": "bar"})})
-
-
-def use_profile(home: Path, name: str | None) -> None:
-    """Lets processes that this one starts load the same definitions."""
-    os.environ["DAGSTER_HOME"] = str(home)
-    if name is not None:
-        os.environ["RLAIF_PROFILE"] = name
 
 
 class _Lines:

@@ -1,0 +1,146 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from typer.testing import CliRunner, Result
+
+from rlaif_assets.cli import app
+from rlaif_assets.instance import BOOT_TAG, HOST_TAG, PID_TAG
+from rlaif_assets.pipeline import FORCE_TAG, REPOSITORY, REPOSITORY_TAG
+from tests.evaluation.rows import fill
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    monkeypatch.setenv("DAGSTER_HOME", str(folder))
+    return folder
+
+
+def rlaif(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
+
+
+def test_help_names_every_verb_without_loading_anything_heavy():
+    result = rlaif("--help")
+    assert result.exit_code == 0
+    assert all(verb in result.output for verb in ("run", "report", "ui", "doctor"))
+    heavy = "{'dagster', 'duckdb', 'torch', 'mlflow', 'pyarrow', 'numpy'}"
+    code = f"import rlaif_assets.cli, sys; print(sorted({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        (["--set", "ppo_polcy.updates=3"], "ppo_policy"),
+        (["--set", "ppo_policy.update=3"], "updates"),
+        (["--set", "ppo_policy.updates"], "STAGE.FIELD=VALUE"),
+        (["--set", "ppo_policy.updates=many"], "ppo_policy.updates"),
+        (["--select", "base_modle"], "base_model"),
+        (["--force", "base_modle"], "base_model"),
+        (["--profile", "poket"], "pocket"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_the_nearest(words: list[str], nearest: str, home: Path):
+    result = rlaif("run", *words)
+    assert result.exit_code == 2
+    assert nearest in result.output
+    assert "Traceback" not in result.output
+    assert not (home / "warehouse.duckdb").exists()
+
+
+def test_a_run_is_reused_recorded_under_the_job_and_says_who_works(home: Path):
+    first = rlaif("run", "--select", "critique_constitution,judging_constitution")
+    assert first.exit_code == 0, first.output
+    assert "critique_constitution      made in" in first.output
+    again = rlaif("run", "--select", "critique_constitution", "--force", "judging_constitution")
+    assert "critique_constitution      reused in" in again.output
+    assert "judging_constitution " not in again.output
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        runs = instance.get_runs()
+        assert [run.job_name for run in runs] == ["rlaif_all"] * 2
+        assert all(run.status == dg.DagsterRunStatus.SUCCESS for run in runs)
+        for run in runs:
+            assert {HOST_TAG, BOOT_TAG} <= run.tags.keys()
+            assert run.tags[PID_TAG] == str(os.getpid())
+            assert run.tags[REPOSITORY_TAG] == REPOSITORY
+        assert [FORCE_TAG in run.tags for run in runs] == [True, False]  # newest first
+    assert (home / "dagster.yaml").read_bytes() == (ROOT / "dagster_home" / "dagster.yaml").read_bytes()
+
+
+def test_settings_reach_the_asset_and_its_error_the_user_without_a_traceback():
+    result = rlaif("run", "--select", "red_team_prompts", "--set", "red_team_prompts.path=nowhere.jsonl")
+    assert result.exit_code == 1
+    assert "red_team_prompts" in result.output
+    assert "nowhere.jsonl" in result.output
+    assert "Traceback" not in result.output
+    assert "not foreseen" not in result.output
+
+
+def test_debug_shows_the_traceback():
+    result = rlaif("run", "--select", "red_team_prompts", "--set", "red_team_prompts.path=nowhere.jsonl", "--debug")
+    assert result.exit_code == 1
+    assert result.exc_info is not None
+    assert result.exc_info[0].__name__ == "RunError"
+
+
+def test_a_selection_may_use_dagsters_language(home: Path):
+    result = rlaif("run", "--select", 'key:"*_constitution"')
+    assert result.exit_code == 0, result.output
+    assert {"critique_constitution", "judging_constitution"} == {
+        line.split()[0] for line in result.output.splitlines() if " made in " in line
+    }
+
+
+def test_the_report_of_one_home_and_of_several(tmp_path: Path):
+    homes = [tmp_path / name for name in ("a", "b")]
+    for seed, folder in enumerate(homes):
+        fill(folder, ("engaged", "engaged", "harmful", "harmful") if seed else ("engaged",) * 4, seed)
+    one = rlaif("report", "--json", str(homes[0]))
+    assert one.exit_code == 0, one.output
+    assert json.loads(one.stdout)["policies"]["ppo"]["harmless_rate"] == 1.0
+    both = json.loads(rlaif("report", "--json", *map(str, homes)).stdout)
+    assert both["mean"]["policies"]["ppo"]["harmless_rate"] == 0.75
+    assert list(both["homes"]) == [str(folder) for folder in homes]
+    table = rlaif("report", *map(str, homes))
+    assert "75.0% ± 35.4%" in table.output
+    assert rlaif("report", "--home", str(homes[0])).exit_code == 0
+
+
+def test_a_home_without_results_says_what_to_do(home: Path):
+    result = rlaif("report")
+    assert result.exit_code == 1
+    assert "rlaif run" in result.output
+    assert not home.exists()
+
+
+def test_a_home_that_cannot_be_made_is_a_clear_error(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    result = rlaif("doctor", "--home", str(tmp_path / "file" / "home"))
+    assert result.exit_code == 1
+    assert "--home" in result.output
+
+
+def test_a_home_keeps_its_own_dagster_yaml(home: Path):
+    home.mkdir()
+    own = "telemetry: {enabled: false}\n"
+    (home / "dagster.yaml").write_text(own)
+    assert rlaif("doctor").exit_code == 0
+    assert (home / "dagster.yaml").read_text() == own
+
+
+def test_reusing_from_a_cold_start_is_quick(home: Path):
+    command = [sys.executable, "-m", "rlaif_assets.cli", "run", "--select", "critique_constitution,helpful_prompts"]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    started = time.monotonic()
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    assert time.monotonic() - started < 10
+    assert " made in " not in done.stdout

@@ -1,0 +1,91 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rlaif_assets import ui
+from rlaif_assets.cli import app
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind((ui.HOST, 0))
+        return found.getsockname()[1]
+
+
+def test_a_taken_port_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with socket.socket() as taken:
+        taken.bind((ui.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for words in (
+            ["--port", str(port)],
+            ["--port", str(free_port()), "--set", f"tracking.ui_url=http://127.0.0.1:{port}"],
+        ):
+            result = CliRunner().invoke(app, ["ui", *words], env={"COLUMNS": "200"})
+            assert result.exit_code == 1
+            assert f"port {port}" in result.output and "is taken" in result.output
+
+
+def test_children_that_ignore_ctrl_c_are_stopped_with_what_they_started(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ui, "STOP_SECONDS", 0.5)
+    script = "trap '' INT; sleep 300 & echo $!; wait; wait"
+    child = subprocess.Popen(["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    grandchild = int(child.stdout.readline())
+    ui.stop([child])
+    assert child.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _runs(grandchild):
+        time.sleep(0.05)
+    assert not _runs(grandchild)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_both_interfaces_answer_until_they_are_stopped(tmp_path: Path):
+    port, mlflow_port = free_port(), free_port()
+    words = ["--home", str(tmp_path), "--port", str(port), "--set", f"tracking.ui_url=http://127.0.0.1:{mlflow_port}"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "rlaif_assets.cli", "ui", *words],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        lines: list[str] = []
+        for line in process.stdout:
+            lines.append(line)
+            if "Ctrl-C" in line:
+                break
+        assert f"Dagster  http://127.0.0.1:{port}" in "".join(lines)
+        for found in (port, mlflow_port):
+            with urllib.request.urlopen(f"http://127.0.0.1:{found}", timeout=30) as answer:
+                assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    for found in (port, mlflow_port):
+        ui.check_port(found, "the UI that was stopped", "")
