@@ -193,7 +193,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CommunityAnswer:
-    """An answer of a question-and-answer site. `score`: see `ingest.community.community_score`; votes may be unknown."""
+    """An answer of a question-answer site. `score`: see `ingest.community.community_score`. Votes may be unknown."""
 
     answer_id: str
     question_id: str
@@ -247,8 +247,8 @@ Verdict = Literal["engaged", "evasive", "harmful", "incoherent"]
 class EvaluationAnswer:
     """A policy's answer to a held-out prompt. `tokens` counts the answer's; `verdict` is None without a gold annotator.
 
-    `kl` is this answer's share of KL(policy || reference): sum over its tokens of log P under the policy less log P under
-    the reference, in nats.
+    `kl` is this answer's share of KL(policy || reference): the sum over its tokens of log P under the policy less
+    log P under the reference, in nats.
     """
 
     answer_id: str
@@ -269,8 +269,8 @@ class EvaluationAnswer:
 class EvaluationRate:
     """One number of an evaluation with its 95% interval. `subject` is a policy (`ppo`) or a duel (`ppo_vs_sl_cai`).
 
-    `count` is the number of answers or duels behind it. `value` is None where it cannot be told; `note` says why, or how
-    it was decided (`self_judged`).
+    `count` is the number of answers or duels behind it. `value` is None where it cannot be told; `note` says why, or
+    how it was decided (`self_judged`).
     """
 
     split: Split

@@ -191,7 +191,7 @@ class TrackingSettings(Settings):
 
 
 class Profile(Settings):
-    """All stages. A stage has its asset's name, except `constitution` (read by two assets), `audits` and the last two."""
+    """All stages. Named as their assets, except `constitution` (read by two assets), `audits` and the last two."""
 
     constitution: ConstitutionSettings = ConstitutionSettings()
     red_team_prompts: RedTeamPromptsSettings = RedTeamPromptsSettings()
