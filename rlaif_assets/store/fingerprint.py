@@ -59,13 +59,13 @@ def row_id(kind: str, *parts: Any) -> str:
     return sha256_text(canonical_json([kind, list(parts)]))[:32]
 
 
-def draw_seed(row_id: str, seed: int, purpose: str, round: int = 0) -> int:  # noqa: A002 - the word of the papers
+def draw_seed(row_id: str, seed: int, purpose: str, round: int = 0) -> int:
     """A seed in [0, 2**63) for one draw on one row: the same in any batch and any order."""
     digest = hashlib.sha256(canonical_json([row_id, seed, purpose, round]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def draw_unit(row_id: str, seed: int, purpose: str, round: int = 0) -> float:  # noqa: A002 - the word of the papers
+def draw_unit(row_id: str, seed: int, purpose: str, round: int = 0) -> float:
     """A uniform number in [0, 1) with 53 random bits, for one draw on one row."""
     return (draw_seed(row_id, seed, purpose, round) >> 10) / float(1 << 53)
 
