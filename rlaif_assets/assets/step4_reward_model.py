@@ -72,22 +72,19 @@ def reward_model(
     stage.require_passed_audits("harmlessness_preferences", config.audits_enforce)
 
     def work() -> Product:
-        from rlaif_assets.training import examples
-        from rlaif_assets.training.preference_model import PreferenceScorer, train_preference_model, write_normalisation
+        from rlaif_assets.training.reward_model import train_reward_model
 
-        labels = stage.rows(Label, "harmlessness_preferences", "labels")
-        pairs = stage.rows(Pair, "response_pairs", "pairs")
-        prompts = examples.prompts_by_id(stage.prompts("red_team_prompts"))
-        comparisons = stage.rows(Comparison, "helpfulness_preferences", "comparisons")
-        rows = examples.label_examples(labels, pairs, prompts, config.ai_weight)
-        rows += examples.comparison_examples(comparisons, config.human_weight)
-        split = examples.split_heldout(rows, examples.conversation_id, config.heldout_share, config.seed)
-        start, folder = stage.folder("pmp_checkpoint" if config.pretrain else "base_model"), stage.work_folder()
-        options = {**examples.training_options(config), "center_coefficient": config.center_coefficient}
-        places = {"output": folder, "compute": compute.settings(), "log": stage.log}
-        metrics = train_preference_model(start, *split, **options, **places)
-        scores = PreferenceScorer(folder, compute.settings()).scores(*examples.pair_texts(pairs, prompts))
-        metrics["normalisation"] = write_normalisation(folder, scores)
-        return Product({"training_rows": examples.training_rows(*split)}, (), folder, metrics, metrics["tokens"])
+        metrics, used = train_reward_model(
+            stage.folder("pmp_checkpoint" if config.pretrain else "base_model"),
+            stage.rows(Label, "harmlessness_preferences", "labels"),
+            stage.rows(Pair, "response_pairs", "pairs"),
+            stage.prompts("red_team_prompts"),
+            stage.rows(Comparison, "helpfulness_preferences", "comparisons"),
+            config,
+            folder := stage.work_folder(),
+            compute.settings(),
+            stage.log,
+        )
+        return Product({"training_rows": used}, (), folder, metrics, metrics["tokens"])
 
     return stage.record(work)
