@@ -8,17 +8,22 @@ Progress = Callable[[str, int, int], None]
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def make_progress(kind: Literal["log", "bar", "none"], write: Callable[[str], None], name: str) -> Progress:
-    """`write` takes the lines of kind `log`; `name` (the asset's) begins every line and bar."""
+def make_progress(
+    kind: Literal["log", "bar", "none"],
+    write: Callable[[str], None],
+    name: str,
+    clock: Callable[[], float] = time.monotonic,
+) -> Progress:
+    """`write` takes the lines of kind `log`; `name` (the asset's) begins every line and bar; `clock` is in seconds."""
     if kind == "bar":
         return _Bars(name)
-    return _Lines(write, name) if kind == "log" else lambda phase, done, total: None
+    return _Lines(write, name, clock) if kind == "log" else lambda phase, done, total: None
 
 
 class _Lines:
     """At most a line every ten seconds and phase, with an estimate of the time left; nothing for what is quick."""
 
-    def __init__(self, write: Callable[[str], None], name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, write: Callable[[str], None], name: str, clock: Callable[[], float]) -> None:
         self.write, self.name, self.clock = write, name, clock
         self.phase = ""
         self.started = self.written = 0.0

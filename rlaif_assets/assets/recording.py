@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -20,6 +21,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from rlaif_assets.assets.progress import make_progress
+from rlaif_assets.instance import tag_run
 from rlaif_assets.records import Prompt, Rejection
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import SettingsError
@@ -65,6 +67,7 @@ class Stage:
         compute: Compute,
         tracking: Tracking,
     ) -> None:
+        tag_run(context.instance, context.run.run_id)
         self.context, self.config, self.compute = context, config, compute
         self.asset = context.asset_key.to_user_string()
         self.code_version = int(context.assets_def.code_versions_by_key[context.asset_key] or 1)
@@ -159,6 +162,7 @@ class Stage:
             key = self._key(identity() if identity else self.config.model_dump())
             found = None if self.forced else self.warehouse.find(self.asset, key)
             if found is not None:
+                self._finish_tracking(found, registered)
                 return self._result(found, reused=True)
             self._start_run()
             try:
@@ -217,11 +221,10 @@ class Stage:
     def _publish(self, key: str, product: Product, seconds: float) -> "tuple[SnapshotRecord, bool]":
         """The stored snapshot, and whether it was there before."""
         from rlaif_assets.store.checkpoint_files import adopt_folder
-        from rlaif_assets.store.lineage import git_state
         from rlaif_assets.store.warehouse import SnapshotRecord
 
         path = adopt_folder(product.folder, self.home, self.asset) if product.folder else None
-        commit, dirty = git_state()
+        commit, dirty = code_state()
         record = SnapshotRecord(
             asset=self.asset,
             key=key,
@@ -299,6 +302,18 @@ class Stage:
 
         self._tell(tell)
 
+    def _finish_tracking(self, record: "SnapshotRecord", registered: str | None) -> None:
+        """Registers a reused policy that is not the current one: its run was killed before that, or it comes back."""
+        model_id = record.metrics.get("mlflow_model_id")
+        current = self.warehouse.current(self.asset)
+        if registered is None or model_id is None or (current and current.snapshot_id == record.snapshot_id):
+            return
+        try:
+            self.tracker.register(model_id, registered, record.snapshot_id, alias="candidate")
+            self.tracker.end_run(str(record.mlflow_run_id), "FINISHED")
+        except TrackingError as error:
+            self._give_up(error)
+
     def _result(
         self, record: "SnapshotRecord", reused: bool, pictures: Mapping[str, bytes] = NO_OPTIONS
     ) -> dg.MaterializeResult:
@@ -321,8 +336,10 @@ class Stage:
             metadata["mlflow"] = dg.MetadataValue.url(record.metrics["mlflow_url"])
         if self.untold:
             metadata["mlflow_pending"] = self.untold
-        main = next((table for table in record.row_counts if table != "rejected_rows"), None)
-        if main is not None:
+        definition = self.context.assets_def.metadata_by_key[self.context.asset_key]
+        tables = [table for table in record.row_counts if table != "rejected_rows"]
+        main = definition.get("dagster/table_name", tables[0] if tables else None)
+        if main in tables:
             metadata["dagster/row_count"] = record.row_counts[main]
             metadata["preview"] = preview(self.warehouse.rows(main, record.snapshot_id, PREVIEW_ROWS))
         for name, png in pictures.items():
@@ -342,6 +359,14 @@ def user_errors() -> Iterator[None]:
         yield
     except (IngestError, ModelError, SettingsError, StoreError, TrainingError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
+
+
+@cache
+def code_state() -> tuple[str | None, bool | None]:
+    """Commit and dirty flag when this process first asked: the code that it has loaded, more or less."""
+    from rlaif_assets.store.lineage import git_state
+
+    return git_state()
 
 
 def peak_memory_mb() -> float:

@@ -1,0 +1,350 @@
+"""The whole graph at a very small size, on a tiny random model: what is recorded, reused, refused and read."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from rlaif_assets.assets.configuration import CONFIGS, run_config
+from rlaif_assets.assets.progress import make_progress
+from rlaif_assets.assets.recording import FORCE_TAG, numbers, preview
+from rlaif_assets.definitions import defs
+from rlaif_assets.settings import Profile, apply_overrides, load_profile
+from rlaif_assets.store.lineage import ancestry, verify
+from rlaif_assets.store.warehouse import Warehouse
+from tests.tiny_models import tiny_model
+
+SMALL = (
+    "red_team_prompts.limit=24",
+    "helpful_prompts.limit=24",
+    "helpfulness_preferences.limit=16",
+    "community_votes.limit=24",
+    "revised_responses.rounds=1",
+    "revised_responses.few_shot=0",
+    "revised_responses.max_new_tokens=6",
+    "sl_cai_checkpoint.helpful_max_new_tokens=6",
+    "sl_cai_checkpoint.epochs=1",
+    "sl_cai_checkpoint.heldout_share=0.3",
+    "response_pairs.max_new_tokens=6",
+    "response_pairs.pairs_per_prompt=1",
+    "harmlessness_preferences.few_shot=0",
+    "pmp_checkpoint.epochs=1",
+    "reward_model.epochs=1",
+    "ppo_policy.updates=1",
+    "ppo_policy.rollouts=4",
+    "ppo_policy.max_new_tokens=6",
+    "policy_evaluation.samples=1",
+    "policy_evaluation.max_new_tokens=6",
+    "policy_evaluation.max_prompts=2",
+    "policy_evaluation.bootstrap=10",
+    "compute.threads=1",
+    "compute.device=cpu",
+    "audits.enforce=false",  # a random model fails them
+)
+
+
+class Home:
+    """A home, its Dagster instance and its profile."""
+
+    def __init__(self, folder: Path, model: Path, *overrides: str) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.instance = dg.DagsterInstance.ephemeral()
+        models = (f"base_model.source={model}", f"feedback_model.source={model}")
+        self.profile = apply_overrides(load_profile("pocket"), [*SMALL, *models, *overrides])
+        self.warehouse = Warehouse(folder)
+
+    def run(
+        self,
+        selection: Sequence[str] | None = None,
+        *overrides: str,
+        tags: dict[str, str] | None = None,
+        profile: Profile | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        settings = apply_overrides(profile or self.profile, list(overrides))
+        config: dict[str, Any] = run_config(settings, selection)
+        config["resources"]["storage"] = {"config": {"home": str(self.folder)}}
+        return defs.resolve_job_def("rlaif_all").execute_in_process(
+            run_config=config,
+            instance=self.instance,
+            asset_selection=[dg.AssetKey(name) for name in selection] if selection else None,
+            tags=tags,
+            raise_on_error=False,
+        )
+
+    def ids(self) -> dict[str, str]:
+        return {name: record.snapshot_id for name in CONFIGS if (record := self.warehouse.current(name))}
+
+
+def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    return {
+        event.asset_key.to_user_string(): {
+            name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
+        }
+        for event in result.get_asset_materialization_events()
+        if event.asset_key
+    }
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    return "\n".join(
+        str(event.step_failure_data.user_failure_data.description)
+        for event in result.all_events
+        if event.event_type_value == "STEP_FAILURE" and event.step_failure_data.user_failure_data
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("llama", tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Home:
+    made = Home(tmp_path_factory.mktemp("homes") / "first", model)
+    first = made.run()
+    assert first.success, failure(first)
+    assert not any(found["reused"] for found in metadata(first).values())
+    return made
+
+
+def test_every_asset_has_a_snapshot_that_verifies(home: Home) -> None:
+    ids = home.ids()
+    assert ids.keys() == CONFIGS.keys()
+    assert [problem for snapshot in ids.values() for problem in verify(home.warehouse, snapshot)] == []
+
+
+def test_ids_are_dagsters_data_versions_and_the_ancestry_is_dagsters_provenance(home: Home) -> None:
+    for name, snapshot in home.ids().items():
+        event = home.instance.get_latest_materialization_event(dg.AssetKey(name))
+        assert event is not None and event.asset_materialization is not None
+        tags = event.asset_materialization.tags or {}
+        assert tags["dagster/data_version"] == snapshot
+        prefix = "dagster/input_data_version/"
+        seen = {tag.removeprefix(prefix): value for tag, value in tags.items() if tag.startswith(prefix)}
+        assert seen == home.warehouse.get(snapshot).inputs
+    made_from = ancestry(home.warehouse, home.ids()["policy_evaluation"])
+    assert {record.asset for record in made_from} == CONFIGS.keys()
+
+
+def test_a_second_run_reuses_everything(home: Home) -> None:
+    before = home.ids()
+    again = home.run()
+    assert again.success
+    assert all(found["reused"] for found in metadata(again).values())
+    assert home.ids() == before
+
+
+def test_a_new_home_gets_the_same_ids(home: Home, tmp_path: Path, model: Path) -> None:
+    other = Home(tmp_path / "second", model)
+    chosen = ["base_model", "critique_constitution", "red_team_prompts", "revised_responses"]
+    assert other.run(chosen).success
+    assert other.ids() == {name: home.ids()[name] for name in chosen}
+
+
+def test_steps_train_on_the_train_split_alone(home: Home) -> None:
+    prompts = [
+        prompt
+        for asset in ("red_team_prompts", "helpful_prompts")
+        for prompt in home.warehouse.rows("prompts", home.ids()[asset])
+    ]
+    split = {prompt["prompt_id"]: prompt["split"] for prompt in prompts}
+    used = {
+        "revised_responses": "revisions",
+        "sl_cai_checkpoint": "answers",
+        "response_pairs": "pairs",
+        "ppo_policy": "rollouts",
+    }
+    for asset, table in used.items():
+        found = home.warehouse.rows(table, home.ids()[asset])
+        assert found and {split[row["prompt_id"]] for row in found} == {"train"}, asset
+    evaluated = home.warehouse.rows("evaluation_answers", home.ids()["policy_evaluation"])
+    assert {split[row["prompt_id"]] for row in evaluated} == {"dev", "test"}
+
+
+def test_training_rows_name_what_was_trained_on_and_held_out(home: Home) -> None:
+    ids = home.ids()
+    rows = home.warehouse.rows("training_rows", ids["sl_cai_checkpoint"])
+    revisions = {
+        row["revision_id"] for row in home.warehouse.rows("revisions", ids["revised_responses"]) if row["round"]
+    }
+    answers = {row["answer_id"] for row in home.warehouse.rows("answers", ids["sl_cai_checkpoint"])}
+    assert {row["row_id"] for row in rows} == revisions | answers
+    assert {row["role"] for row in rows} == {"train", "heldout"}
+    assert {row["source"] for row in home.warehouse.rows("training_rows", ids["reward_model"])} == {"ai", "human"}
+
+
+def test_the_evaluation_tells_rates_and_label_metrics(home: Home) -> None:
+    snapshot = home.warehouse.get(home.ids()["policy_evaluation"])
+    rates = home.warehouse.rows("evaluation_rates", snapshot.snapshot_id)
+    assert {rate["subject"] for rate in rates} >= {"base", "sl_cai", "ppo", "ppo_vs_sl_cai"}
+    assert snapshot.metrics["labels"].keys() >= {"train", "dev", "test"}
+
+
+def test_a_changed_judging_principle_does_not_touch_step_1(home: Home, tmp_path: Path) -> None:
+    packaged = Path(sys.modules["rlaif_assets"].__path__[0]) / "constitutions" / "default.yaml"
+    text = packaged.read_text()
+    judged = home.warehouse.rows("judging_principles", home.ids()["judging_constitution"])[0]["text"]
+    start = next(piece for piece in judged.split(". ") if piece in text)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.replace(start, f"Think twice. {start}", 1))
+    before = home.ids()
+    chosen = ["critique_constitution", "judging_constitution", "revised_responses", "harmlessness_preferences"]
+    found = metadata(home.run(chosen, f"constitution.path={mine}"))
+    assert {name: found[name]["reused"] for name in chosen} == {
+        "critique_constitution": True,
+        "judging_constitution": False,
+        "revised_responses": True,
+        "harmlessness_preferences": False,
+    }
+    back = home.run(chosen)  # A, B, A: the first snapshots are current again
+    assert back.success and home.ids() == before
+
+
+def test_force_works_again_and_finds_the_same(home: Home) -> None:
+    before = home.ids()
+    again = home.run(["revised_responses", "response_pairs"], tags={FORCE_TAG: "response_pairs"})
+    found = metadata(again)
+    assert found["revised_responses"]["reused"] and not found["response_pairs"]["reused"]
+    assert home.ids() == before
+
+
+def test_the_gate_holds_in_the_run_and_across_runs(home: Home) -> None:
+    stopped = home.run(["harmlessness_preferences", "reward_model"], "audits.enforce=true")
+    assert not stopped.success
+    assert "reward_model" not in metadata(stopped)
+    alone = home.run(["reward_model"], "audits.enforce=true")
+    assert not alone.success
+    assert "refuses harmlessness_preferences" in failure(alone) and "audits.enforce=false" in failure(alone)
+    assert home.warehouse.get(home.ids()["reward_model"]).settings["audits_enforce"] is False
+
+
+def test_what_dagster_shows(home: Home) -> None:
+    event = home.instance.get_latest_materialization_event(dg.AssetKey("harmlessness_preferences"))
+    assert event is not None and event.asset_materialization is not None
+    shown = event.asset_materialization.metadata
+    snapshot = home.warehouse.get(home.ids()["harmlessness_preferences"])
+    assert shown["dagster/row_count"].value == snapshot.row_counts["labels"]
+    assert shown["snapshot_id"].value == snapshot.snapshot_id
+    assert str(shown["mlflow"].value).endswith(str(snapshot.mlflow_run_id))
+    assert isinstance(shown["preview"], dg.TableMetadataValue) and len(shown["preview"].records) == 10
+    assert shown["settings"].value == snapshot.settings
+
+
+def test_mlflow_knows_the_run_its_inputs_and_the_registered_policy(home: Home) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{home.folder / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    snapshot = home.warehouse.get(home.ids()["ppo_policy"])
+    run = client.get_run(str(snapshot.mlflow_run_id))
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["dagster.asset_key"] == "ppo_policy"
+    assert run.data.tags["rlaif.snapshot.reward_model"] == home.ids()["reward_model"]
+    assert run.inputs is not None
+    assert {one.dataset.digest for one in run.inputs.dataset_inputs} >= {home.ids()["red_team_prompts"]}
+    version = client.get_model_version_by_alias("rlaif-policy", "candidate")
+    assert version.tags["rlaif.snapshot_id"] == snapshot.snapshot_id
+
+
+def test_a_policy_whose_run_was_killed_before_it_was_registered_is_registered_by_the_next(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    from rlaif_assets.store.tracking import Tracker
+
+    uri = f"sqlite:///{home.folder / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    before = client.get_model_version_by_alias("rlaif-policy", "candidate").version
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "register", killed)
+        assert not home.run(["ppo_policy"], "ppo_policy.seed=9").success
+    assert client.get_model_version_by_alias("rlaif-policy", "candidate").version == before
+    again = metadata(home.run(["ppo_policy"], "ppo_policy.seed=9"))
+    assert again["ppo_policy"]["reused"]
+    version = client.get_model_version_by_alias("rlaif-policy", "candidate")
+    assert version.version != before
+    assert version.tags["rlaif.snapshot_id"] == again["ppo_policy"]["snapshot_id"]
+    assert home.run(["ppo_policy"]).success  # back to the first, which is the candidate again
+    assert client.get_model_version_by_alias("rlaif-policy", "candidate").version == before
+
+
+def test_without_mlflow_the_work_is_done_and_the_gap_is_told(tmp_path: Path, model: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    home = Home(tmp_path / "home", model, f"tracking.uri=sqlite:///{blocked}/mlflow.db")
+    result = home.run(["base_model"])
+    assert result.success
+    assert "MLflow" in metadata(result)["base_model"]["mlflow_pending"]
+
+
+def test_a_missing_input_and_a_missing_file_are_one_clear_failure(tmp_path: Path, model: Path) -> None:
+    home = Home(tmp_path / "home", model)
+    assert "needs base_model" in failure(home.run(["pmp_checkpoint"]))
+    assert "no such file" in failure(home.run(["red_team_prompts"], "red_team_prompts.path=absent.jsonl"))
+    assert "absent" in failure(home.run(["base_model"], "base_model.source=./absent"))
+    assert home.ids() == {}
+
+
+def test_an_external_model_that_changed_is_refused(tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path / "model")
+    home = Home(tmp_path / "home", folder)
+    chosen = ["base_model", "critique_constitution", "red_team_prompts"]
+    assert home.run(chosen).success
+    tiny_model("llama", folder, seed=1)
+    assert "has changed since it was recorded" in failure(home.run(["revised_responses"]))
+
+
+def test_failed_work_leaves_no_weights_behind(home: Home, tmp_path: Path) -> None:
+    failed = home.run(["sl_cai_checkpoint"], "sl_cai_checkpoint.max_length=1")
+    assert "no conversation to fine-tune on" in failure(failed)
+    assert list((home.folder / "work").iterdir()) == []
+
+
+def test_the_forkserver_executor_does_the_same(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    chosen = ["critique_constitution", "judging_constitution"]
+    command = [str(Path(sys.executable).parent / "dagster"), "asset", "materialize", "--select", ",".join(chosen)]
+    done = subprocess.run(
+        [*command, "-m", "rlaif_assets.definitions"],
+        env={**os.environ, "DAGSTER_HOME": str(folder), "RLAIF_EXECUTOR": "multiprocess"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {name: record.snapshot_id for name in chosen if (record := Warehouse(folder).current(name))}
+    assert found == {name: home.ids()[name] for name in chosen}
+
+
+def test_progress_lines_are_rare_and_estimate_the_rest() -> None:
+    now = 0.0
+    lines: list[str] = []
+    progress = make_progress("log", lines.append, "response_pairs", lambda: now)
+    for done in range(31):
+        now = float(done)
+        progress("answers", done, 60)
+    assert lines == [
+        "response_pairs: answers 10/60, about 50 s left",
+        "response_pairs: answers 20/60, about 40 s left",
+        "response_pairs: answers 30/60, about 30 s left",
+    ]
+
+
+def test_metrics_and_previews_are_plain() -> None:
+    nested = {"loss": 1, "heldout": {"ai": {"ece": 0.5, "note": "x"}}, "ids": ["a"], "done": True}
+    assert dict(numbers(nested)) == {"loss": 1, "heldout/ai/ece": 0.5}
+    shown = preview([{"text": "a\n|b\t" + "x" * 500, "flag": None, "n": 3}]).records[0].data
+    assert shown["flag"] is None and shown["n"] == 3
+    assert str(shown["text"]).startswith("a |b x") and len(str(shown["text"])) == 200

@@ -1,0 +1,133 @@
+"""The graph as it is promised: assets, what they read, how they are shown; and what an asset body may look like."""
+
+import ast
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from rlaif_assets.assets import recording
+from rlaif_assets.assets.configuration import CONFIGS
+from rlaif_assets.definitions import defs
+
+SOURCES = {
+    "critique_constitution": {"yaml", "duckdb"},
+    "judging_constitution": {"yaml", "duckdb"},
+    "red_team_prompts": {"python", "duckdb"},
+    "helpful_prompts": {"python", "duckdb"},
+    "helpfulness_preferences": {"python", "duckdb"},
+    "community_votes": {"python", "duckdb"},
+    "base_model": {"huggingface", "mlflow"},
+    "feedback_model": {"huggingface", "mlflow"},
+}
+STEPS = {
+    "revised_responses": ("step_1_revisions", {"base_model", "critique_constitution", "red_team_prompts"}),
+    "sl_cai_checkpoint": (
+        "step_2_sl_cai",
+        {"revised_responses", "base_model", "red_team_prompts", "helpful_prompts"},
+    ),
+    "response_pairs": ("step_3_preferences", {"sl_cai_checkpoint", "red_team_prompts"}),
+    "harmlessness_preferences": (
+        "step_3_preferences",
+        {"response_pairs", "red_team_prompts", "judging_constitution", "feedback_model"},
+    ),
+    "pmp_checkpoint": ("step_4_reward_model", {"base_model", "community_votes"}),
+    "reward_model": (
+        "step_4_reward_model",
+        {
+            "pmp_checkpoint",
+            "base_model",
+            "harmlessness_preferences",
+            "response_pairs",
+            "red_team_prompts",
+            "helpfulness_preferences",
+        },
+    ),
+    "ppo_policy": ("step_5_ppo", {"sl_cai_checkpoint", "reward_model", "red_team_prompts", "helpful_prompts"}),
+    "policy_evaluation": (
+        "evaluation",
+        {
+            "base_model",
+            "sl_cai_checkpoint",
+            "ppo_policy",
+            "red_team_prompts",
+            "helpful_prompts",
+            "feedback_model",
+            "judging_constitution",
+            "response_pairs",
+            "harmlessness_preferences",
+        },
+    ),
+}
+ASSETS = Path(recording.__file__).parent
+STEP_FILES = sorted([*ASSETS.glob("step*.py"), ASSETS / "sources.py", ASSETS / "evaluation.py"])
+
+
+def spec(name: str) -> dg.AssetSpec:
+    return next(spec for spec in defs.resolve_all_asset_specs() if spec.key == dg.AssetKey(name))
+
+
+def test_the_assets_are_those_of_the_plan_and_each_has_a_config() -> None:
+    names = {spec.key.to_user_string() for spec in defs.resolve_all_asset_specs()}
+    assert names == SOURCES.keys() | STEPS.keys() == CONFIGS.keys()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_sources_read_no_asset(name: str) -> None:
+    assert (spec(name).group_name, list(spec(name).deps), spec(name).kinds) == ("sources", [], SOURCES[name])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_read_what_they_are_made_of(name: str) -> None:
+    found = {dep.asset_key.to_user_string() for dep in spec(name).deps}
+    assert (spec(name).group_name, found) == STEPS[name]
+
+
+@pytest.mark.parametrize("name", [*SOURCES, *STEPS])
+def test_every_asset_says_whose_it_is_what_it_is_and_its_version(name: str) -> None:
+    found = spec(name)
+    assert found.owners == ["team:alignment"]
+    assert found.description
+    assert found.kinds
+    assert found.code_version is not None and int(found.code_version) >= 1
+
+
+def test_assets_that_need_the_accelerator_share_its_pool_and_sources_do_not() -> None:
+    pools = {
+        asset.key.to_user_string(): asset.op.pool
+        for asset in defs.assets or ()
+        if isinstance(asset, dg.AssetsDefinition)
+    }
+    assert {name for name, pool in pools.items() if pool == "gpu"} == STEPS.keys()
+
+
+def test_tables_show_their_columns() -> None:
+    schema = spec("harmlessness_preferences").metadata["dagster/column_schema"]
+    names = [column.name for column in schema.columns]
+    assert names[:4] == ["label_id", "pair_id", "principle_id", "p_a"]
+
+
+def test_the_gate_blocks_and_the_schedule_sleeps() -> None:
+    checks = {spec.name: spec for check in defs.asset_checks or () for spec in check.check_specs}
+    assert checks["audits"].blocking and not checks["agrees_with_labels"].blocking
+    assert checks["audits"].asset_key == dg.AssetKey("harmlessness_preferences")
+    schedule = defs.resolve_schedule_def("weekly_relabel")
+    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+    assert schedule.job_name == "relabel"
+    assert defs.resolve_job_def("relabel").tags["rlaif/force"] == "harmlessness_preferences"
+    assert defs.resolve_job_def("rlaif_all").tags["rlaif/exclusive"] == "true"
+
+
+@pytest.mark.parametrize("path", STEP_FILES, ids=lambda path: path.stem)
+def test_asset_bodies_are_short_and_loop_over_nothing(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    bodies = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and any("asset" in ast.unparse(d) for d in node.decorator_list)
+    ]
+    assert bodies
+    for node in bodies:
+        assert node.end_lineno is not None
+        assert node.end_lineno - node.body[0].lineno < 30, node.name
+        assert not [part for part in ast.walk(node) if isinstance(part, ast.For | ast.While)], node.name
