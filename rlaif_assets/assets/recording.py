@@ -1,0 +1,423 @@
+"""One materialization, the same for every asset: inputs, key, reuse or work, publish, MLflow, metadata.
+
+What the work is belongs to the assets and the packages they call. Heavy modules are imported by the work alone: where a
+snapshot is reused neither torch nor MLflow is imported. https://docs.dagster.io/guides/build/assets/metadata-and-tags
+"""
+
+import base64
+import dataclasses
+import resource
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+import dagster as dg
+from pydantic import BaseModel
+
+from rlaif_assets.assets.progress import make_progress
+from rlaif_assets.instance import tag_run
+from rlaif_assets.records import Prompt, Rejection
+from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.settings import SettingsError
+from rlaif_assets.store.errors import StoreError, TrackingError
+
+if TYPE_CHECKING:
+    from rlaif_assets.language_models.local import LocalModel
+    from rlaif_assets.store.tracking import Tracker
+    from rlaif_assets.store.warehouse import SnapshotRecord
+
+FORCE_TAG = "rlaif/force"
+PREVIEW_ROWS = 10
+PREVIEW_CHARACTERS = 200
+NO_OPTIONS: Mapping[str, Any] = {}
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a stage's work hands back. Rows are dataclasses of `records` or dicts, by table, the main table first.
+
+    `folder` holds finished weights (a work folder, adopted on publishing). `metrics` are plain values.
+    """
+
+    tables: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    rejected: Sequence[Rejection] = ()
+    folder: Path | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int = 0
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Stage:
+    """An asset being materialized. Its inputs' ids are read once, here; rows and weights are read by these ids."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        config: BaseModel,
+        storage: Storage,
+        compute: Compute,
+        tracking: Tracking,
+    ) -> None:
+        tag_run(context.instance, context.run.run_id)
+        self.context, self.config, self.compute = context, config, compute
+        self.asset = context.asset_key.to_user_string()
+        self.code_version = int(context.assets_def.code_versions_by_key[context.asset_key] or 1)
+        self.home = storage.folder()
+        self.warehouse = storage.warehouse()
+        self.tracker = tracking.tracker(self.home)
+        self.progress = make_progress(compute.progress, context.log.info, self.asset)
+        self.inputs = {name: self._upstream(name) for name in self._upstream_names()}
+        self.run_id: str | None = None
+        self.history: defaultdict[str, list[float]] = defaultdict(list)
+        self.untold = ""  # why MLflow lacks something
+        self._device: str | None = None
+        self._work_folders: list[Path] = []
+
+    # Reading
+
+    def rows(self, record: type[Row], asset: str, table: str) -> list[Row]:
+        """All rows of one table of an input, as records of this class."""
+        return as_records(record, self.warehouse.rows(table, self.inputs[asset].snapshot_id))
+
+    def prompts(self, *assets: str, splits: Sequence[str] = ("train",)) -> list[Prompt]:
+        """The prompts of these inputs that belong to these splits."""
+        found = [prompt for asset in assets for prompt in self.rows(Prompt, asset, "prompts")]
+        return [prompt for prompt in found if prompt.split in splits]
+
+    def folder(self, asset: str) -> Path:
+        """The weights of an input: a checkpoint of the home, or an external model's folder, checked by fingerprint."""
+        record = self.inputs[asset]
+        if record.path is not None:
+            return self.warehouse.weights(record)
+        from rlaif_assets.language_models.local import local_folder
+
+        external = self._external(asset)
+        self.compute.load(**external)  # checks that the weights are still those that were recorded
+        return local_folder(external["folder_or_hub"], external["revision"])
+
+    def model(self, asset: str) -> "LocalModel":
+        record = self.inputs[asset]
+        if record.path is not None:
+            from rlaif_assets.store.checkpoint_files import marked_fingerprint
+
+            folder = self.warehouse.weights(record)
+            model = self.compute.load(folder, fingerprint=marked_fingerprint(folder))
+        else:
+            model = self.compute.load(**self._external(asset))
+        self._device = str(model.device)
+        return model
+
+    def require_passed_audits(self, asset: str, enforce: bool) -> None:
+        """The gate that holds across runs: raises Failure unless every verdict on this input is there and passed."""
+        verdicts = self.warehouse.rows("verdicts", self.inputs[asset].snapshot_id)
+        failed = [f"{row['audit']} ({row['value']}, limit {row['threshold']})" for row in verdicts if not row["passed"]]
+        if enforce and (failed or not verdicts):
+            raise dg.Failure(
+                f"{self.asset} refuses {asset} {self.inputs[asset].snapshot_id}: "
+                + (f"failed audits: {', '.join(failed)}" if failed else "it was never audited")
+                + ". Look at its labels; to train nevertheless set audits.enforce=false (recorded with the model).",
+                allow_retries=False,
+            )
+
+    # Working
+
+    def work_folder(self) -> Path:
+        """A new empty folder for weights being made; removed when the work fails."""
+        from rlaif_assets.language_models.local import choose_device
+        from rlaif_assets.store.checkpoint_files import new_work_folder
+
+        self._device = str(choose_device(self.compute.device))
+        self._work_folders.append(new_work_folder(self.home))
+        return self._work_folders[-1]
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics of one training step: to the asset's MLflow run, and into `history` by name."""
+        for name, value in metrics.items():
+            self.history[name].append(value)
+        self._tell(lambda tracker, run_id: tracker.log_metrics(run_id, dict(metrics), step))
+
+    # Recording
+
+    def record(
+        self,
+        work: Callable[[], Product],
+        identity: Callable[[], Mapping[str, Any]] | None = None,
+        registered: str | None = None,
+    ) -> dg.MaterializeResult:
+        """Reuses the newest snapshot of this stage's key, unless forced, or works and records under an MLflow run.
+
+        `identity` gives what decides the result, by default the config. `registered` names the MLflow registry's model
+        that the weights become a version of. Raises Failure, without retries, for the user's errors.
+        """
+        with user_errors():
+            key = self._key(identity() if identity else self.config.model_dump())
+            found = None if self.forced else self.warehouse.find(self.asset, key)
+            if found is not None:
+                self._finish_tracking(found, registered)
+                return self._result(found, reused=True)
+            self._start_run()
+            try:
+                started = time.monotonic()
+                product = work()
+                record, _ = self._publish(key, product, time.monotonic() - started)
+                self._track(record, product, registered)
+            except BaseException:
+                self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FAILED"))
+                for folder in self._work_folders:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
+            return self._result(record, reused=False, pictures=product.pictures)
+
+    def record_source(self, read: Callable[[], Product]) -> dg.MaterializeResult:
+        """Reads a source, always; equal content under equal settings is the snapshot that is there already.
+
+        Where the source lies (`path`) is no part of the key, its content is part of the id. Has no MLflow run: stages
+        that use the rows log them as their inputs.
+        """
+        settings = {name: value for name, value in self.config.model_dump().items() if name != "path"}
+        with user_errors():
+            started = time.monotonic()
+            product = read()
+            record, reused = self._publish(self._key(settings), product, time.monotonic() - started)
+            return self._result(record, reused)
+
+    @property
+    def forced(self) -> bool:
+        names = self.context.run.tags.get(FORCE_TAG, "").split(",")
+        return "*" in names or self.asset in (name.strip() for name in names)
+
+    def _key(self, settings: Mapping[str, Any]) -> str:
+        from rlaif_assets.store.warehouse import snapshot_key
+
+        inputs = {name: record.snapshot_id for name, record in self.inputs.items()}
+        return snapshot_key(self.asset, inputs, settings, self.code_version)
+
+    def _upstream_names(self) -> list[str]:
+        return sorted(key.to_user_string() for key in self.context.assets_def.asset_deps[self.context.asset_key])
+
+    def _upstream(self, name: str) -> "SnapshotRecord":
+        with user_errors():
+            record = self.warehouse.current(name)
+        if record is None:
+            raise dg.Failure(
+                f"{self.asset} needs {name}, which this home does not have: materialize it first", allow_retries=False
+            )
+        return record
+
+    def _external(self, asset: str) -> dict[str, Any]:
+        row = self.warehouse.rows("external_models", self.inputs[asset].snapshot_id)[0]
+        return {"folder_or_hub": row["source"], "revision": row["revision"], "fingerprint": row["fingerprint"]}
+
+    def _publish(self, key: str, product: Product, seconds: float) -> "tuple[SnapshotRecord, bool]":
+        """The stored snapshot, and whether it was there before."""
+        from rlaif_assets.store.checkpoint_files import adopt_folder
+        from rlaif_assets.store.warehouse import SnapshotRecord
+
+        path = adopt_folder(product.folder, self.home, self.asset) if product.folder else None
+        commit, dirty = code_state()
+        record = SnapshotRecord(
+            asset=self.asset,
+            key=key,
+            settings=self.config.model_dump(),
+            inputs={name: upstream.snapshot_id for name, upstream in self.inputs.items()},
+            code_version=self.code_version,
+            path=path,
+            metrics={**product.metrics, **self._mlflow_ids(path, key), "peak_memory_mb": peak_memory_mb()},
+            mlflow_run_id=self.run_id,
+            dagster_run_id=self.context.run.run_id,
+            git_commit=commit,
+            git_dirty=dirty,
+            device=self._device,
+            seconds=seconds,
+            tokens=product.tokens,
+            attempt=self.context.retry_number,
+        )
+        tables = {name: [as_row(row) for row in rows] for name, rows in product.tables.items()}
+        stored = self.warehouse.publish(record, tables, list(product.rejected))
+        ours = (stored.dagster_run_id, stored.attempt) == (record.dagster_run_id, record.attempt)
+        return stored, not ours
+
+    # MLflow: a record, not a result
+
+    def _tell(self, call: "Callable[[Tracker, str], Result]") -> "Result | None":
+        """Tells MLflow about this asset's run. Where that fails, the work goes on and MLflow is not asked again."""
+        if self.run_id is None or self.untold:
+            return None
+        try:
+            return call(self.tracker, self.run_id)
+        except TrackingError as error:
+            self._give_up(error)
+            return None
+
+    def _give_up(self, error: TrackingError) -> None:
+        self.untold = str(error)
+        self.context.log.warning(f"{self.asset} goes on without MLflow: {error}")
+
+    def _start_run(self) -> None:
+        tags = {
+            "dagster.run_id": self.context.run.run_id,
+            "dagster.asset_key": self.asset,
+            "dagster.code_version": str(self.code_version),
+        }
+        tags |= {f"rlaif.snapshot.{name}": record.snapshot_id for name, record in self.inputs.items()}
+        try:
+            self.run_id = self.tracker.start_run(f"{self.context.run.run_id[:8]}-{self.asset}", tags)
+        except TrackingError as error:
+            self._give_up(error)
+
+    def _mlflow_ids(self, path: str | None, key: str) -> dict[str, str]:
+        """What links a snapshot to MLflow without asking it again: the run's page and the model made by it."""
+        tags = {"rlaif.asset": self.asset, "rlaif.key": key}
+        model_id = (
+            self._tell(lambda tracker, run_id: tracker.log_model(run_id, self.asset, path, tags)) if path else None
+        )
+        found = {"mlflow_url": self._tell(lambda tracker, run_id: tracker.url(run_id)), "mlflow_model_id": model_id}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _track(self, record: "SnapshotRecord", product: Product, registered: str | None) -> None:
+        model_id = record.metrics.get("mlflow_model_id")
+
+        def tell(tracker: "Tracker", run_id: str) -> None:
+            tracker.log_params(run_id, record.settings)
+            tracker.log_metrics(run_id, dict(numbers(record.metrics)))
+            for name, png in product.pictures.items():
+                tracker.log_figure(run_id, name, png)
+            for upstream in self.inputs.values():
+                for table, count in upstream.row_counts.items():
+                    tracker.log_dataset_input(run_id, table, upstream.snapshot_id, count)
+                if "mlflow_model_id" in upstream.metrics:
+                    tracker.log_model_input(run_id, upstream.metrics["mlflow_model_id"])
+            if registered is not None and model_id is not None:
+                tracker.register(model_id, registered, record.snapshot_id, alias="candidate")
+
+        self._tell(tell)
+
+    def _finish_tracking(self, record: "SnapshotRecord", registered: str | None) -> None:
+        """Registers a reused policy that is not the current one: its run was killed before that, or it comes back."""
+        model_id = record.metrics.get("mlflow_model_id")
+        current = self.warehouse.current(self.asset)
+        if registered is None or model_id is None or (current and current.snapshot_id == record.snapshot_id):
+            return
+        try:
+            self.tracker.register(model_id, registered, record.snapshot_id, alias="candidate")
+            self.tracker.end_run(str(record.mlflow_run_id), "FINISHED")
+        except TrackingError as error:
+            self._give_up(error)
+
+    def _result(
+        self, record: "SnapshotRecord", reused: bool, pictures: Mapping[str, bytes] = NO_OPTIONS
+    ) -> dg.MaterializeResult:
+        self.warehouse.record_materialization(record.snapshot_id, self.context.run.run_id, reused)
+        metadata: dict[str, Any] = {
+            "reused": reused,
+            "snapshot_id": record.snapshot_id,
+            "settings": dg.MetadataValue.json(record.settings),
+            "inputs": dg.MetadataValue.json(record.inputs),
+            "rows": dg.MetadataValue.json(record.row_counts),
+            "rejected": record.row_counts.get("rejected_rows", 0),
+            "seconds": record.seconds,
+            "tokens": record.tokens,
+            "device": record.device or "none",
+            **{f"metrics/{name}": value for name, value in numbers(record.metrics)},
+        }
+        if record.path is not None:
+            metadata["checkpoint"] = record.path
+        if "mlflow_url" in record.metrics:
+            metadata["mlflow"] = dg.MetadataValue.url(record.metrics["mlflow_url"])
+        if self.untold:
+            metadata["mlflow_pending"] = self.untold
+        definition = self.context.assets_def.metadata_by_key[self.context.asset_key]
+        tables = [table for table in record.row_counts if table != "rejected_rows"]
+        main = definition.get("dagster/table_name", tables[0] if tables else None)
+        if main in tables:
+            metadata["dagster/row_count"] = record.row_counts[main]
+            metadata["preview"] = preview(self.warehouse.rows(main, record.snapshot_id, PREVIEW_ROWS))
+        for name, png in pictures.items():
+            image = base64.b64encode(png).decode()
+            metadata[name] = dg.MetadataValue.md(f"![{name}](data:image/png;base64,{image})")
+        return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(record.snapshot_id))
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Errors that a person can mend become a Failure with their message and without retries."""
+    from rlaif_assets.ingest.errors import IngestError
+    from rlaif_assets.language_models.errors import ModelError
+    from rlaif_assets.training.errors import TrainingError
+
+    try:
+        yield
+    except (IngestError, ModelError, SettingsError, StoreError, TrainingError) as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+
+
+@cache
+def code_state() -> tuple[str | None, bool | None]:
+    """Commit and dirty flag when this process first asked: the code that it has loaded, more or less."""
+    from rlaif_assets.store.lineage import git_state
+
+    return git_state()
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has had, in MiB (kernel's figure in KiB on Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def as_records(record: type[Row], rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Stored rows as dataclasses; JSON lists become tuples, columns that the class does not have are left out."""
+    names = [part.name for part in dataclasses.fields(record)]  # type: ignore[arg-type]
+    return [
+        record(**{name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names})
+        for row in rows
+    ]
+
+
+def as_row(row: Any) -> dict[str, Any]:
+    return dict(row) if isinstance(row, Mapping) else dataclasses.asdict(row)
+
+
+def numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers among metrics, nested ones with their path (`heldout/ai/accuracy`)."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value
+
+
+def preview(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """Rows as Dagster shows them: a table of plain, shortened texts (the UI does not read markup in it)."""
+    records = [dg.TableRecord({name: _shown(value) for name, value in row.items()}) for row in rows]
+    columns = [dg.TableColumn(name, "string") for name in (rows[0] if rows else ())]
+    return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+def _shown(value: Any) -> str | int | float | bool | None:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = " ".join(str(value).split())
+    return text if len(text) <= PREVIEW_CHARACTERS else text[: PREVIEW_CHARACTERS - 1] + "…"
+
+
+def table_metadata(table: str, record: type[Any]) -> dict[str, Any]:
+    """Definition metadata of an asset whose main table holds records of this class."""
+    columns = [
+        dg.TableColumn(name, getattr(kind, "__name__", None) or str(kind))
+        for name, kind in get_type_hints(record).items()
+    ]
+    return {
+        "dagster/table_name": table,
+        "dagster/storage_kind": "duckdb",
+        "dagster/column_schema": dg.TableSchema(columns),
+    }
