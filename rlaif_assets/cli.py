@@ -133,16 +133,16 @@ def ui(
 
 @app.command()
 def doctor(home: Home = None, debug: Debug = False) -> None:
-    """Mark runs failed whose process has died, free the pool slots that they held, and say what was found."""
+    """Mark runs failed whose process died, free their pool slots, remove unfinished weights; say what was found."""
     with plain_errors(debug):
         from rlaif_assets.instance import home_folder, prepare_home
 
         folder = prepare_home(home_folder(home))
         with dagster_instance() as instance:
-            found = _mark_dead_runs(instance, folder)
+            found, removed = _mark_dead_runs(instance, folder)
         for line in found.left:
             _line(line)
-        if not (found.failed or found.freed):
+        if not (found.failed or found.freed or removed):
             _line(f"nothing to repair in {_short(folder)}")
 
 
@@ -186,13 +186,17 @@ def _expected(error: Exception) -> bool:
     return type(error).__module__.startswith("rlaif_assets.")
 
 
-def _mark_dead_runs(instance: Any, home: Path) -> Any:
+def _mark_dead_runs(instance: Any, home: Path) -> tuple[Any, list[str]]:
+    """What was found of dead runs, and the work folders that were removed; both are told."""
     from rlaif_assets.instance import mark_dead_runs
+    from rlaif_assets.store.checkpoint_files import remove_dead_work
 
     found = mark_dead_runs(instance)
-    for line in [*found.failed, *found.freed]:
+    removed = [] if found.left else remove_dead_work(home)
+    work = [f"unfinished weights of a dead process removed: {name}" for name in removed]
+    for line in [*found.failed, *found.freed, *work]:
         _line(line)
-    return found
+    return found, removed
 
 
 def _show_results(home: Path, quiet: bool) -> None:

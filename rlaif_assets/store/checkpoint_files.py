@@ -12,6 +12,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import file_sha256, files_fingerprint, is_model_file
 
@@ -24,6 +26,19 @@ def new_work_folder(home: Path) -> Path:
     folder = home / "work" / f"{os.getpid()}-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     return folder
+
+
+def remove_dead_work(home: Path) -> list[str]:
+    """Removes the work folders that no process of this host is at work on; returns their names.
+
+    Only for a home on which no run is open: another host's process cannot be seen from here.
+    """
+    removed = []
+    for folder in sorted((home / "work").glob("*-*")):
+        if not psutil.pid_exists(int(folder.name.partition("-")[0])):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder.name)
+    return removed
 
 
 def adopt_folder(temporary: Path, home: Path, asset: str, content_hash: str | None = None) -> str:

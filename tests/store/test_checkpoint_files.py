@@ -1,10 +1,18 @@
 """Checkpoint folders: adopted whole or not at all; only safetensors."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from rlaif_assets.store.checkpoint_files import MARKER, adopt_folder, folder_problems, is_complete, new_work_folder
+from rlaif_assets.store.checkpoint_files import (
+    MARKER,
+    adopt_folder,
+    folder_problems,
+    is_complete,
+    new_work_folder,
+    remove_dead_work,
+)
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import folder_fingerprint
 
@@ -81,3 +89,12 @@ def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
         (folder / MARKER).write_text(damage)
         assert not is_complete(folder)
         assert "missing or damaged" in folder_problems(folder)[0]
+
+
+def test_only_dead_processes_work_folders_are_removed(tmp_path: Path) -> None:
+    assert remove_dead_work(tmp_path) == []
+    mine = saved(tmp_path)
+    dead = mine.with_name(f"{2**22 + 1}-{'0' * 32}")  # above Linux's largest pid
+    shutil.copytree(mine, dead)
+    assert remove_dead_work(tmp_path) == [dead.name]
+    assert mine.exists() and not dead.exists()
