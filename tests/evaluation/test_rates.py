@@ -110,3 +110,11 @@ def test_without_verdicts_the_judge_decides_and_the_rate_says_so():
     assert (found["win_rate"].value, found["win_rate"].note, found["win_rate"].count) == (1.0, "self_judged", 2)
     assert found["ties"].value == 0.5
     assert by_measure(win_rates(answers, "test", 20), "ppo_vs_sl_cai")["win_rate"].note == NO_GOLD
+
+
+def test_judged_duels_count_beside_those_with_verdicts():
+    answers = [answer("ppo", "gold", "harmful"), answer("sl_cai", "gold", "engaged")]
+    answers += [answer(policy, "mine", None, kind="unknown", intent=None) for policy in ("ppo", "sl_cai")]
+    judged = {("ppo mine 0", "sl_cai mine 0"): 1}
+    found = by_measure(win_rates(answers, "test", 20, judged=judged), "ppo_vs_sl_cai")
+    assert (found["win_rate"].value, found["win_rate"].note, found["win_rate"].count) == (0.5, "judged", 2)
