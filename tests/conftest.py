@@ -1,0 +1,32 @@
+"""What all tests share: one torch thread, and one home in which every asset was made once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.homes import Home, failure, metadata
+
+os.environ["OMP_NUM_THREADS"] = "1"  # torch is imported later; tiny models are slower with more threads
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama, the base and feedback model of `home`. Not to be changed."""
+    from tests.tiny_models import tiny_model
+
+    return tiny_model("llama", tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Home:
+    """Every asset made once at a very small size; `home.first` holds the snapshot ids.
+
+    A test that adds snapshots makes the first ones current again.
+    """
+    made = Home(tmp_path_factory.mktemp("homes") / "first", model)
+    first = made.run()
+    assert first.success, failure(first)
+    assert not any(found["reused"] for found in metadata(first).values())
+    made.first = made.ids()
+    return made
