@@ -12,7 +12,7 @@ from rlaif_assets.store.fingerprint import sha256_text
 
 JUDGE_OPTIONS = ("A", "B")
 JUDGE_PREFILL = "The answer is: ("
-RATING_PREFILL = "The rating is: "
+RATING_PREFILL = "The rating is: ("
 RATING_SCALE = tuple(str(score) for score in range(1, 10))
 
 _QUESTION = "Consider the following conversation between a human and an assistant:\n{conversation}"

@@ -1,4 +1,4 @@
-"""Builds the packaged model: `python -m rlaif_assets.pocket.build [FOLDER]`, from one seed, on two cores.
+"""Builds and measures the packaged model: `python -m rlaif_assets.pocket.build [FOLDER]`, one seed, two cores.
 
 A Llama of about a million parameters learns the training text of `documents`. What the result can do is measured by
 `measure`, on intents that its critique, revision and judging text never named. Needs torch; no module imports this one.
@@ -8,7 +8,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,14 +18,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from rlaif_assets.ingest.constitution import read_constitution
 from rlaif_assets.language_models.prompts import JUDGE_PREFILL, RATING_PREFILL
 from rlaif_assets.pocket.documents import Document, documents
+from rlaif_assets.pocket.measure import measure
+from rlaif_assets.pocket.world import model_folder
+from rlaif_assets.store.fingerprint import file_sha256
 
 SEED = 0
+THREADS = 2  # another count gives other weights
 VOCABULARY = 1536
 CONTEXT = 1536
-STEPS = 2600
+STEPS = 2100
 BATCH_TOKENS = 4096
 LEARNING_RATE = 3e-3
 LETTER_WEIGHT = 6.0
+TEXT_WEIGHT = 0.4  # of what people say: the judge learns to read by predicting it
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -76,11 +81,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list
     for message, weight in zip(document.messages, document.weights, strict=True):
         add(f"<|im_start|>{message['role']}\n", 0.0)
         content = message["content"]
+        if message["role"] == "user":
+            weight = TEXT_WEIGHT
         prefill = next((p for p in (JUDGE_PREFILL, RATING_PREFILL) if content.startswith(p)), None)
         if weight and prefill:
             add(prefill, 0.2)
-            add(content[len(prefill) :], LETTER_WEIGHT)
-            add("<|im_end|>", 0.2)
+            add(content[len(prefill)], LETTER_WEIGHT)
+            add(content[len(prefill) + 1 :] + "<|im_end|>", 0.2)
         else:
             add(content, weight)
             add("<|im_end|>", weight)
@@ -89,39 +96,43 @@ def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, source: Iterator[Document]
+    tokenizer: PreTrainedTokenizerFast, draw: Callable[[float], Document], steps: int
 ) -> Iterator[list[tuple[list[int], list[float]]]]:
-    """Batches of documents of similar length, about BATCH_TOKENS tokens each, in mixed order."""
+    """`steps` batches of documents of similar length, about BATCH_TOKENS tokens each, in mixed order."""
     order = random.Random(SEED)
-    while True:
-        pool = sorted((encode(tokenizer, next(source)) for _ in range(1024)), key=lambda row: len(row[0]))
+    made = 0
+    while made < steps:
+        pool = sorted((encode(tokenizer, draw(made / steps)) for _ in range(512)), key=lambda row: len(row[0]))
         groups: list[list[tuple[list[int], list[float]]]] = [[]]
         for row in pool:
             if groups[-1] and len(row[0]) * (len(groups[-1]) + 1) > BATCH_TOKENS:
                 groups.append([])
             groups[-1].append(row)
         order.shuffle(groups)
-        yield from groups
+        yield from groups[: steps - made]
+        made += len(groups)
 
 
-def loss_of(model: LlamaForCausalLM, batch: list[tuple[list[int], list[float]]]) -> torch.Tensor:
-    """Weighted cross-entropy per unit of weight; logits only where there is weight."""
+def loss_of(model: LlamaForCausalLM, batch: list[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, list[bool]]:
+    """Weighted cross-entropy per unit of weight, and which letters and ratings are right. Logits where weight is."""
     width = max(len(ids) for ids, _ in batch)
     ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
     weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in batch])[:, 1:]
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch])
-    hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # padding follows: causal is enough
     used = weights > 0
-    losses = torch.nn.functional.cross_entropy(model.lm_head(hidden[used]), ids[:, 1:][used], reduction="none")
-    return (losses * weights[used]).sum() / weights[used].sum()
+    logits, targets, weight = model.lm_head(hidden[used]), ids[:, 1:][used], weights[used]
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    letters = weight == LETTER_WEIGHT
+    right = (logits[letters].argmax(dim=-1) == targets[letters]).tolist()
+    return (losses * weight).sum() / weight.sum(), right
 
 
 def build(folder: Path, steps: int = STEPS) -> None:
     torch.manual_seed(SEED)
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     critique, judging = read_constitution("default")
     draw = documents(critique, judging, SEED + 1)
-    tokenizer = train_tokenizer([draw() for _ in range(4000)])
+    tokenizer = train_tokenizer([draw(1.0) for _ in range(4000)])
     make = documents(critique, judging, SEED)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -143,9 +154,11 @@ def build(folder: Path, steps: int = STEPS) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / warmup, max(0.02, 1 - (step - warmup) / (steps - warmup)))
     )
-    started, tokens, recent = time.perf_counter(), 0, []
-    for step, batch in zip(range(steps), batches(tokenizer, iter(make, None)), strict=False):
-        loss = loss_of(model, batch)
+    started, tokens = time.perf_counter(), 0
+    recent: list[float] = []
+    letters: list[bool] = []
+    for step, batch in enumerate(batches(tokenizer, make, steps)):
+        loss, right = loss_of(model, batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -153,14 +166,25 @@ def build(folder: Path, steps: int = STEPS) -> None:
         schedule.step()
         tokens += sum(len(ids) for ids, _ in batch)
         recent.append(loss.item())
+        letters += right
         if (step + 1) % 100 == 0:
             speed = tokens / (time.perf_counter() - started)
-            print(f"step {step + 1}/{steps} loss {sum(recent) / len(recent):.3f} {speed:,.0f} tokens/s", flush=True)
+            mean, share = sum(recent) / len(recent), sum(letters) / len(letters)
+            print(f"step {step + 1}/{steps} loss {mean:.3f} letters {share:.3f} {speed:,.0f} tokens/s", flush=True)
             recent.clear()
+            letters.clear()
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "build.json").write_text(json.dumps({"seed": SEED, "steps": steps, "tokens": tokens}, indent=1) + "\n")
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else model_folder()
+    build(folder)
+    found = {"seed": SEED, "sha256": file_sha256(folder / "model.safetensors"), **measure(folder)}
+    text = json.dumps(found, indent=1)
+    print(text)
+    (folder / "measurements.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "model")
+    main()

@@ -1,13 +1,15 @@
 """The packaged model's training text: statements, answers, critiques, revisions, judgements, ratings.
 
-Statements and answers cover every intent; critiques, revisions, judgements and ratings cover train intents alone. What
-the model does imperfectly comes from this text: annotators in it disagree now and then, and favour the first option
-when a principle does not decide.
+Statements and answers cover every intent; critiques, revisions, judgements and ratings cover train intents alone.
+Judging takes longest to learn, so it comes first and from simple to hard: two kinds of principle, then all of them, and
+at last what annotators do in truth: they disagree now and then, and favour the first option when a principle does not
+decide. What the model does imperfectly comes from this text.
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rlaif_assets.language_models import prompts
 from rlaif_assets.pocket import texts
@@ -23,10 +25,15 @@ from rlaif_assets.records import (
 
 # Answers of the helpful-only model: it complies with most requests, harmful ones included.
 ANSWER_WEIGHTS = {"harmful": (0.74, 0.13, 0.13), "harmless": (0.93, 0.04, 0.03), "lookalike": (0.91, 0.05, 0.04)}
-JUDGE_DISAGREEMENT = 0.10
+JUDGE_DISAGREEMENT = 0.05
 UNDECIDED_FIRST = 0.60
 PREFERS_REASONS = 0.65
-SHARES = {"statement": 0.16, "answer": 0.22, "critique": 0.20, "judgement": 0.38, "rating": 0.04}
+SIMPLE_SHARES = {"statement": 0.08, "answer": 0.10, "critique": 0.06, "judgement": 0.72, "rating": 0.04}
+SHARES = {"statement": 0.10, "answer": 0.24, "critique": 0.23, "judgement": 0.32, "rating": 0.11}
+FOLLOW_UPS = 2
+SIMPLE_UNTIL, DECIDED_UNTIL = 0.28, 0.75
+KINDS = {"less_harmful": 0.44, "less_evasive": 0.17, "more_useful": 0.17, "more_honest": 0.10, "more_harmful": 0.12}
+SIMPLE_KINDS = {"less_harmful": 0.6, "less_evasive": 0.4}
 MORE_HARMFUL = (
     "Choose the response that is more harmful.",
     "Choose the more harmful response.",
@@ -36,7 +43,7 @@ MORE_HARMFUL = (
 
 @dataclass(frozen=True)
 class Document:
-    """A statement (`text`), or a conversation of which the assistant turns with `weights` > 0 are learned."""
+    """A statement (`text`), or a conversation; `weights` says how much of the loss each assistant turn counts."""
 
     text: str
     messages: tuple[Message, ...]
@@ -57,19 +64,23 @@ def critique_and_revision(intent: Intent, response: str, kind: str | None, rng: 
     return rng.choice(texts.NOTHING_WRONG), response
 
 
-def documents(critique: CritiqueConstitution, judging: JudgingConstitution, seed: int) -> Callable[[], Document]:
-    """An endless source of training documents, the same for the same seed."""
+def documents(critique: CritiqueConstitution, judging: JudgingConstitution, seed: int) -> Callable[[float], Document]:
+    """A source of training documents, the same for the same seed; its argument is how much of the training is done."""
     rng = random.Random(seed)
     train = [intent for intent in intents() if intent.split == "train"]
-    makers: dict[str, Callable[[], Document]] = {
-        "statement": lambda: _statement(rng.choice(intents()), rng),
-        "answer": lambda: _answer(rng.choice(intents()), rng),
-        "critique": lambda: _critique(train, critique.principles, rng),
-        "judgement": lambda: _judgement(train, judging, rng),
-        "rating": lambda: _rating(_draw(train, rng), judging, rng),
+    makers: dict[str, Callable[[float], Document]] = {
+        "statement": lambda done: _statement(rng.choice(intents()), rng),
+        "answer": lambda done: _answer(rng.choice(intents()), rng),
+        "critique": lambda done: _critique(train, critique.principles, rng),
+        "judgement": lambda done: _judgement(train, judging, done, rng),
+        "rating": lambda done: _rating(_draw(train, rng), judging, rng),
     }
-    kinds, shares = tuple(SHARES), tuple(SHARES.values())
-    return lambda: makers[rng.choices(kinds, shares)[0]]()
+
+    def draw(done: float) -> Document:
+        shares = SIMPLE_SHARES if done < SIMPLE_UNTIL else SHARES
+        return makers[rng.choices(tuple(shares), tuple(shares.values()))[0]](done)
+
+    return draw
 
 
 def _draw(train: Sequence[Intent], rng: random.Random) -> Intent:
@@ -115,8 +126,8 @@ def _critique(train: Sequence[Intent], principles: Sequence[CritiquePrinciple], 
         response = texts.answer(form, intent, rng)
         critique, revision = critique_and_revision(intent, response, principle.kind, rng)
         turns += [
-            (_ask(intent, rng), response, 0.3),
-            (principle.critique_request, critique, 1.5),
+            (_ask(intent, rng), response, 0.0),  # not the helpful-only model's own choice of answer
+            (principle.critique_request, critique, 1.0),
             (principle.revision_request, revision, 1.0),
         ]
     return _conversation(turns)
@@ -129,43 +140,71 @@ def _two_responses(intent: Intent, rng: random.Random) -> tuple[str, str]:
     return texts.answer(forms[0], intent, rng), texts.answer(forms[1], intent, rng)
 
 
-def _choice(kind: str, ask: str, first: str, second: str, rng: random.Random) -> int:
-    """The option that the text's annotator chooses."""
-    better = principle_verdict(kind, ask, first, second)
+def _annotators_choice(
+    kind: str, ask: str, first: str, second: str, better: Literal[0, 1] | None, rng: random.Random
+) -> Literal[0, 1]:
     if better is not None:
-        return 1 - better if rng.random() < JUDGE_DISAGREEMENT else better
+        return _other(better) if rng.random() < JUDGE_DISAGREEMENT else better
     reasons = texts.gives_reason(first), texts.gives_reason(second)
     if kind == "less_harmful" and reasons[0] != reasons[1] and classify(ask, first) != "harmful":
         preferred = 0 if reasons[0] else 1
-        return preferred if rng.random() < PREFERS_REASONS else 1 - preferred
+        return preferred if rng.random() < PREFERS_REASONS else _other(preferred)
     return 0 if rng.random() < UNDECIDED_FIRST else 1
 
 
-def _judgement(train: Sequence[Intent], judging: JudgingConstitution, rng: random.Random) -> Document:
-    """A two-option question with zero to two answered ones before it."""
+def _other(option: Literal[0, 1]) -> Literal[0, 1]:
+    return 1 if option == 0 else 0
+
+
+def _judgement(train: Sequence[Intent], judging: JudgingConstitution, done: float, rng: random.Random) -> Document:
+    """A two-option question with zero to two answered ones before it, then further principles for the same options.
+
+    The follow-ups make one pair of responses teach several principles.
+    """
     position = rng.choice(("before", "after"))
-    examples: list[JudgingExample] = []
-    for _ in range(rng.choices((1, 2, 3), (0.5, 0.3, 0.2))[0]):
-        intent, kind, text = _principle(train, judging, rng)
-        ask = _ask(intent, rng)
-        first, second = _two_responses(intent, rng)
-        better = _choice(kind, ask, first, second, rng)
-        examples.append(JudgingExample("", ask, first, second, text, 1 if better else 0))
+    shots = 1 if done < SIMPLE_UNTIL else rng.choices((1, 2, 3), (0.75, 0.20, 0.05))[0]
+    examples = [_question(train, judging, done, rng) for _ in range(shots)]
     last = examples[-1]
     asked: Message = {"role": "user", "content": last.prompt}
     messages = prompts.judge_messages([asked], last.first, last.second, last.principle, examples[:-1], position)
-    answer: Message = {"role": "assistant", "content": f"{prompts.JUDGE_PREFILL}{prompts.JUDGE_OPTIONS[last.better]})"}
-    messages.append(answer)
-    return Document("", tuple(messages), tuple(3.0 if m["role"] == "assistant" else 0.0 for m in messages))
+    messages.append(_verdict(last.better))
+    for _ in range(0 if done < SIMPLE_UNTIL else FOLLOW_UPS):
+        kind, text = _principle(judging, done, rng)
+        better = _answer_to(kind, last.prompt, last.first, last.second, done, rng)
+        if better is not None:
+            messages.append({"role": "user", "content": text})
+            messages.append(_verdict(better))
+    return Document("", tuple(messages), tuple(1.0 if m["role"] == "assistant" else 0.0 for m in messages))
 
 
-def _principle(train: Sequence[Intent], judging: JudgingConstitution, rng: random.Random) -> tuple[Intent, str, str]:
-    """Kinds of principle are drawn evenly, so that the rare ones are learned as well."""
-    kind = rng.choices(
-        ("less_harmful", "less_evasive", "more_useful", "more_honest", "more_harmful"), (0.44, 0.17, 0.17, 0.1, 0.12)
-    )[0]
+def _verdict(better: Literal[0, 1]) -> Message:
+    return {"role": "assistant", "content": f"{prompts.JUDGE_PREFILL}{prompts.JUDGE_OPTIONS[better]})"}
+
+
+def _question(train: Sequence[Intent], judging: JudgingConstitution, done: float, rng: random.Random) -> JudgingExample:
+    """An answered question; until DECIDED_UNTIL only such as the principle decides, and without disagreement."""
+    while True:
+        kind, text = _principle(judging, done, rng)
+        intent = _draw(train, rng)
+        ask = _ask(intent, rng)
+        first, second = _two_responses(intent, rng)
+        better = _answer_to(kind, ask, first, second, done, rng)
+        if better is not None:
+            return JudgingExample("", ask, first, second, text, better)
+
+
+def _principle(judging: JudgingConstitution, done: float, rng: random.Random) -> tuple[str, str]:
+    """A kind of principle and one of its wordings."""
+    kinds = SIMPLE_KINDS if done < SIMPLE_UNTIL else KINDS
+    kind = rng.choices(tuple(kinds), tuple(kinds.values()))[0]
     wordings = [p.text for p in judging.principles if p.kind == kind] or list(MORE_HARMFUL)
-    return _draw(train, rng), kind, rng.choice(wordings)
+    return kind, rng.choice(wordings)
+
+
+def _answer_to(kind: str, ask: str, first: str, second: str, done: float, rng: random.Random) -> Literal[0, 1] | None:
+    """Gold's choice, or, late in the training, the choice of an annotator."""
+    better = principle_verdict(kind, ask, first, second)
+    return better if done < DECIDED_UNTIL else _annotators_choice(kind, ask, first, second, better, rng)
 
 
 RATINGS = {"engaged": (7, 8, 9), "evasive": (3, 4, 5), "harmful": (1, 2, 3)}
@@ -175,6 +214,6 @@ def _rating(intent: Intent, judging: JudgingConstitution, rng: random.Random) ->
     harm = [p.text for p in judging.principles if p.kind == "less_harmful"]
     ask = _ask(intent, rng)
     response = _two_responses(intent, rng)[0]
-    score = rng.choice(RATINGS[classify(ask, response)])
+    score = rng.choices(RATINGS[classify(ask, response)], (0.2, 0.6, 0.2))[0]
     messages = prompts.rating_messages([{"role": "user", "content": ask}], response, rng.choice(harm))
-    return _conversation([(messages[0]["content"], f"{prompts.RATING_PREFILL}{score}", 2.0)])
+    return _conversation([(messages[0]["content"], f"{prompts.RATING_PREFILL}{score})", 1.0)])

@@ -4,6 +4,7 @@ All of it is the same in every run; the disagreement of annotators and the votes
 """
 
 import random
+from collections import Counter
 from pathlib import Path
 
 from rlaif_assets.pocket import texts
@@ -13,8 +14,8 @@ from rlaif_assets.records import CommunityAnswer, Comparison, Message, Prompt
 from rlaif_assets.store.fingerprint import draw_seed, draw_unit, row_id
 
 ASKS_PER_TRAIN_INTENT = 6
-COMPARISONS_PER_INTENT = 6
-ANSWERS_PER_QUESTION = 4
+QUESTIONS_PER_INTENT = 2
+ANSWERS_PER_QUESTION = 3
 SOURCE = "pocket"
 
 
@@ -122,9 +123,13 @@ def community_answers(seed: int) -> list[CommunityAnswer]:
 
     typical = {"comply": 9.0, "redirect": 1.0, "evade": 0.5, "other": -1.0}
     rows: list[CommunityAnswer] = []
+    asked: Counter[Intent] = Counter()
     for prompt in _helpful_train_prompts():
         rng = _rng(prompt, seed, "community")
         intent = _intent(prompt)
+        asked[intent] += 1
+        if asked[intent] > QUESTIONS_PER_INTENT:
+            continue
         forms = [
             "comply",
             *(rng.choice(("comply", "evade", "redirect", "other")) for _ in range(ANSWERS_PER_QUESTION - 1)),
