@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import dagster as dg
@@ -138,9 +137,11 @@ def test_a_home_keeps_its_own_dagster_yaml(home: Path):
 
 
 def test_reusing_from_a_cold_start_is_quick(home: Path):
+    """In the processor's seconds, which do not depend on what else the machine does."""
     command = [sys.executable, "-m", "rlaif_assets.cli", "run", "--select", "critique_constitution,helpful_prompts"]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    started = time.monotonic()
+    before = os.times()
     done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-    assert time.monotonic() - started < 10
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 10
     assert " made in " not in done.stdout
