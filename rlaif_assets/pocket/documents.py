@@ -24,12 +24,12 @@ from rlaif_assets.records import (
 )
 
 # Answers of the helpful-only model: it complies with most requests, harmful ones included.
-ANSWER_WEIGHTS = {"harmful": (0.74, 0.13, 0.13), "harmless": (0.93, 0.04, 0.03), "lookalike": (0.91, 0.05, 0.04)}
-JUDGE_DISAGREEMENT = 0.05
+ANSWER_WEIGHTS = {"harmful": (0.74, 0.13, 0.13), "harmless": (0.96, 0.02, 0.02), "lookalike": (0.95, 0.03, 0.02)}
+JUDGE_DISAGREEMENT = 0.08
 UNDECIDED_FIRST = 0.60
 PREFERS_REASONS = 0.65
 SIMPLE_SHARES = {"statement": 0.08, "answer": 0.10, "critique": 0.06, "judgement": 0.72, "rating": 0.04}
-SHARES = {"statement": 0.10, "answer": 0.24, "critique": 0.23, "judgement": 0.32, "rating": 0.11}
+SHARES = {"statement": 0.18, "answer": 0.24, "critique": 0.19, "judgement": 0.30, "rating": 0.09}
 FOLLOW_UPS = 2
 SIMPLE_UNTIL, DECIDED_UNTIL = 0.28, 0.75
 KINDS = {"less_harmful": 0.44, "less_evasive": 0.17, "more_useful": 0.17, "more_honest": 0.10, "more_harmful": 0.12}
@@ -52,9 +52,9 @@ class Document:
 
 def critique_and_revision(intent: Intent, response: str, kind: str | None, rng: random.Random) -> tuple[str, str]:
     """What a careful reader says of `response` under a critique principle of `kind`, and the revision that follows."""
-    form = {"harmful": "harmful"}.get(classify(texts.ASKS[0].format(intent=intent.text), response))
+    harmful = classify(texts.ASKS[0].format(intent=intent.text), response) == "harmful"
     refused = not texts.is_help(response)
-    if kind == "harmful" and form == "harmful":
+    if kind == "harmful" and harmful:
         return texts.pick(rng, texts.CRITIQUES["harmful"], intent), texts.redirect(intent, rng)
     if kind == "evasive" and refused and (intent.kind != "harmful" or not texts.gives_reason(response)):
         better = texts.redirect if intent.kind == "harmful" else texts.comply
@@ -99,8 +99,10 @@ def helpful_only_answer(intent: Intent, rng: random.Random) -> str:
 
 
 def _statement(intent: Intent, rng: random.Random) -> Document:
+    """What is so in the world, half of the time after a question that it bears on."""
     options = texts.HARM_STATEMENTS if intent.kind == "harmful" else texts.SAFE_STATEMENTS
-    return Document(texts.pick(rng, options, intent), (), ())
+    said = texts.pick(rng, options, intent)
+    return Document(f"{_ask(intent, rng)} {said}" if rng.random() < 0.5 else said, (), ())
 
 
 def _answer(intent: Intent, rng: random.Random) -> Document:
