@@ -46,8 +46,6 @@ def brier(predicted: np.ndarray, labels: np.ndarray) -> float:
     return float(((predicted - labels) ** 2).mean())
 
 
-def nll(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Mean soft cross-entropy in nats. A certain prediction that is wrong costs -log of the smallest float."""
-    tiny = np.finfo(np.float64).tiny
-    on_a, on_b = np.log(np.maximum(predicted, tiny)), np.log(np.maximum(1 - predicted, tiny))
-    return float(-(labels * on_a + (1 - labels) * on_b).mean())
+def nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean soft cross-entropy of sigma(logits) in nats; finite also where sigma rounds to 0 or 1."""
+    return float((labels * np.logaddexp(0, -logits) + (1 - labels) * np.logaddexp(0, logits)).mean())

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 
 from rlaif_assets.ingest.errors import IngestError, RowError
 from rlaif_assets.records import Rejection
-from rlaif_assets.store.fingerprint import canonical_json, file_sha256, sha256_text
 
 HUB_PREFIX = "datasets:"
 HUB_FORM = "datasets:ID[:CONFIG[:SPLIT]]"
@@ -59,20 +58,6 @@ def check_limit(limit: int | None) -> None:
 def source_name(path: str) -> str:
     """What rows record as their source: the file's name, without its folder, or the data set."""
     return path if path.startswith(HUB_PREFIX) else Path(path).name
-
-
-def source_fingerprint(path: str) -> str | None:
-    """Hash of the names and bytes behind a path, so that a changed file is a changed input. None: not a file here.
-
-    64 hex digits for a file or a folder; None for 'pocket', 'default', hub data sets and missing files.
-    """
-    root = Path(path)
-    if path in ("pocket", "default") or path.startswith(HUB_PREFIX) or not root.exists():
-        return None
-    if root.is_file():
-        return file_sha256(root)
-    files = sorted(file for file in root.rglob("*") if file.is_file())
-    return sha256_text(canonical_json([[file.relative_to(root).as_posix(), file_sha256(file)] for file in files]))
 
 
 def open_source(path: str) -> BinaryIO:

@@ -207,10 +207,6 @@ class Tracker:
         """The run's page in MLflow's UI."""
         return f"{self.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
-    @_told
-    def model_url(self, model_id: str) -> str:
-        return f"{self.ui_url}/#/experiments/{self.experiment_id}/models/{model_id}"
-
 
 def _without_password(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//***@", text)

@@ -9,7 +9,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
+from rlaif_assets.evaluation.calibration import brier, ece, nll, reliability
 from rlaif_assets.language_models.chat import encode_conversation
 from rlaif_assets.language_models.local import choose_device, length_batches, pad
 from rlaif_assets.records import Message, PreferenceExample
@@ -31,7 +32,6 @@ WARMUP_SHARE = 0.1
 LOG_STEPS = 10
 BUCKET_BATCHES = 20  # batches cut from one length-sorted stretch of the shuffled data
 DECISIVE = 0.05  # accuracy counts pairs with |p_a - 0.5| above this
-ECE_BINS = 10
 NORMALISATION_FILE = "score_normalisation.json"
 
 
@@ -72,7 +72,7 @@ def train_preference_model(
     longer than `max_length` tokens, or than the model's context, is dropped and named in the metrics.
 
     Returns steps, tokens (without padding), train_loss (mean of the last epoch), dropped, dropped_row_ids and
-    heldout: {source: {accuracy, nll, ece, brier, pairs}}. Raises TrainingError for data without a usable pair, labels
+    heldout (see `heldout_metrics`). Raises TrainingError for data without a usable pair, labels
     outside [0, 1], or a loss that is not finite (nothing is saved then).
     """
     if compute.threads > 0:
@@ -317,10 +317,8 @@ def learning_rate_factor(step: int, total: int) -> float:
     return max(0.0, (total - step) / max(1, total - warmup))
 
 
-def heldout_metrics(
-    model: Any, pairs: Sequence[EncodedPair], batch_tokens: int
-) -> dict[str, dict[str, float | int | None]]:
-    """{source: {accuracy, nll, ece, brier, pairs}} of held-out pairs."""
+def heldout_metrics(model: Any, pairs: Sequence[EncodedPair], batch_tokens: int) -> dict[str, dict[str, Any]]:
+    """{source: `preference_metrics` and reliability: [[confidence, agreement, count] of each bin]} of held-out pairs."""
     logits = np.zeros(len(pairs))
     with torch.inference_mode():
         for rows in length_batches([2 * pair.length for pair in pairs], batch_tokens):
@@ -330,10 +328,12 @@ def heldout_metrics(
     by_source: dict[str, list[int]] = defaultdict(list)
     for row, pair in enumerate(pairs):
         by_source[pair.source].append(row)
-    return {
-        source: preference_metrics(logits[rows], np.array([pairs[row].p_a for row in rows]))
-        for source, rows in sorted(by_source.items())
-    }
+    metrics: dict[str, dict[str, Any]] = {}
+    for source, rows in sorted(by_source.items()):
+        p_a = np.array([pairs[row].p_a for row in rows])
+        bins = [list(astuple(found)) for found in reliability(sigmoid(logits[rows]), p_a)]
+        metrics[source] = {**preference_metrics(logits[rows], p_a), "reliability": bins}
+    return metrics
 
 
 def preference_metrics(logits: np.ndarray, p_a: np.ndarray) -> dict[str, float | int | None]:
@@ -343,20 +343,20 @@ def preference_metrics(logits: np.ndarray, p_a: np.ndarray) -> dict[str, float |
     soft cross-entropy in nats. brier: mean (sigma - p_a)^2. ece: expected calibration error over ten equal bins of the
     confidence in the predicted side, so that swapping A and B changes nothing.
     """
-    p = np.exp(-np.logaddexp(0, -logits))  # sigma, without overflow
+    p = sigmoid(logits)
     decisive = np.abs(p_a - 0.5) > DECISIVE
     right = np.where(logits == 0, 0.5, (logits > 0) == (p_a > 0.5))
-    confidence = np.maximum(p, 1.0 - p)
-    agreement = np.where(p >= 0.5, p_a, 1.0 - p_a)
-    bins = np.minimum(((confidence - 0.5) * 2 * ECE_BINS).astype(int), ECE_BINS - 1)
-    gaps = [abs((confidence - agreement)[bins == index].sum()) for index in range(ECE_BINS)]
     return {
         "accuracy": float(right[decisive].mean()) if decisive.any() else None,
-        "nll": float((p_a * np.logaddexp(0, -logits) + (1 - p_a) * np.logaddexp(0, logits)).mean()),
-        "ece": float(sum(gaps) / len(p)),
-        "brier": float(((p - p_a) ** 2).mean()),
+        "nll": nll(logits, p_a),
+        "ece": ece(p, p_a),
+        "brier": brier(p, p_a),
         "pairs": len(p),
     }
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -logits))  # without overflow
 
 
 def context_length(model: Any) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlaif_assets.ingest.errors import IngestError
-from rlaif_assets.ingest.files import excerpt, read_rows, source_fingerprint
+from rlaif_assets.ingest.files import excerpt, read_rows
 
 GOOD = b'{"prompt": "one"}\n{"prompt": "two"}\n'
 
@@ -159,18 +159,3 @@ def test_a_malformed_data_set_is_refused_before_the_library_is_loaded(monkeypatc
 def test_excerpt_can_be_stored() -> None:
     assert excerpt("a\0\ud800b").encode("utf-8") == "a\ufffd?b".encode()
     assert len(excerpt("x" * 10_000)) == 300
-
-
-def test_fingerprint_follows_bytes_and_names(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    path = written(folder, GOOD)
-    file_before, folder_before = source_fingerprint(str(path)), source_fingerprint(str(folder))
-    written(folder, GOOD + b" ")
-    assert source_fingerprint(str(path)) != file_before
-    assert source_fingerprint(str(folder)) != folder_before
-    written(folder, GOOD)
-    assert source_fingerprint(str(path)) == file_before
-    path.rename(folder / "b.jsonl")
-    assert source_fingerprint(str(folder)) not in (None, folder_before)
-    assert [source_fingerprint(path) for path in ("pocket", "default", "datasets:a/b", "none.jsonl")] == [None] * 4

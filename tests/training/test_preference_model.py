@@ -195,6 +195,7 @@ def test_training_learns_the_labels(kind: Kind, tmp_path: Path, capfd: pytest.Ca
     assert logged[-1][1]["loss"] < logged[0][1]["loss"] < math.log(2)
     assert set(metrics["heldout"]) == {"ai", "human"}
     ai, human = metrics["heldout"]["ai"], metrics["heldout"]["human"]
+    assert [sum(count for *_, count in found["reliability"]) for found in (ai, human)] == [7, 5]
     assert (ai["pairs"], human["pairs"]) == (7, 5)
     assert ai["accuracy"] == human["accuracy"] == 1.0
     assert ai["nll"] < math.log(2)
