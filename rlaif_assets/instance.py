@@ -6,6 +6,7 @@ Light until a function is called: Dagster is imported inside. Which runs there a
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -20,6 +21,7 @@ BOOT_TAG = "rlaif/boot_id"
 PID_TAG = "rlaif/pid"
 STARTED_TAG = "rlaif/process_started"
 TAGGED_TAG = "rlaif/tagged_run"
+START_SECONDS = 300.0  # how long a launched run may take to begin, as in dagster.yaml
 CLOCK_SECONDS = 5.0  # a process's start time is told from the boot time, which follows corrections of the clock
 QUIET = {
     "DAGSTER_DISABLE_TELEMETRY": "yes",
@@ -105,8 +107,10 @@ def tag_run(instance: "DagsterInstance", run_id: str) -> None:
 def mark_dead_runs(instance: "DagsterInstance") -> Findings:
     """Marks runs failed whose process is gone, and frees the pool slots of all runs that have ended.
 
-    Dead is a run of this host whose boot is over, or whose pid is not alive or is another process by now. Runs of other
-    hosts and runs that no process has been seen on are left as they are.
+    Dead is a run of this host whose boot is over, or whose pid is not alive or is another process by now. A run that
+    was killed before its first step has no tags of its own yet: there Dagster's log of this home names the pid, and a
+    run that was launched but never begun is dead after START_SECONDS. Runs of other hosts, and runs that were made but
+    not launched, are left as they are.
     """
     import dagster as dg
 
@@ -120,7 +124,7 @@ def mark_dead_runs(instance: "DagsterInstance") -> Findings:
     left: list[str] = []
     for run in instance.get_runs(dg.RunsFilter(statuses=open_statuses)):
         name = f"run {run.run_id[:8]} ({run.job_name})"
-        why = _why_dead(run)
+        why = _why_dead(run) if _own_tags(run) else _why_never_begun(instance, run)
         if why is None:
             left.append(f"{name} {_whereabouts(run)}")
         else:
@@ -149,28 +153,61 @@ def _free_slots(instance: "DagsterInstance") -> list[str]:
 
 def _why_dead(run: "DagsterRun") -> str | None:
     """Why no process works on the run any more; None where one does, or where it cannot be told from here."""
-    import psutil
-
     tags = run.tags
-    if tags.get(HOST_TAG) != socket.gethostname() or tags.get(TAGGED_TAG, run.run_id) != run.run_id:
+    if tags.get(HOST_TAG) != socket.gethostname():
         return None
     if tags.get(BOOT_TAG) != _boot_id():
         return "the machine was started anew since"
-    pid = int(tags[PID_TAG])
+    pid, started = int(tags[PID_TAG]), float(tags[STARTED_TAG])
+    return _why_ended(pid, started - CLOCK_SECONDS, started + CLOCK_SECONDS)
+
+
+def _why_never_begun(instance: "DagsterInstance", run: "DagsterRun") -> str | None:
+    """As `_why_dead`, of a run whose process did not come as far as tagging it."""
+    import dagster as dg
+
+    if run.status == dg.DagsterRunStatus.NOT_STARTED:
+        return None
+    entries = instance.all_logs(
+        run.run_id, of_type={dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.PIPELINE_STARTING}
+    )
+    launched: float | None = None
+    for entry in reversed(entries):
+        event = entry.dagster_event
+        if event is not None and event.event_type == dg.DagsterEventType.ENGINE_EVENT:
+            pid = event.engine_event_data.metadata.get("pid")
+            if pid is not None:
+                return _why_ended(int(str(pid.value)), 0.0, entry.timestamp + CLOCK_SECONDS)
+        elif event is not None:
+            launched = entry.timestamp
+    if launched is not None and time.time() - launched > START_SECONDS:
+        return f"no process had begun it {START_SECONDS:.0f} s after its launch"
+    return None
+
+
+def _why_ended(pid: int, earliest: float, latest: float) -> str | None:
+    """Why the process that had this pid, and started between these times (seconds since 1970), works no more."""
+    import psutil
+
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return f"its process {pid} has ended"
-        if abs(process.create_time() - float(tags[STARTED_TAG])) > CLOCK_SECONDS:
+        if not earliest <= process.create_time() <= latest:
             return f"its process {pid} has ended (the number is another process's now)"
     except psutil.NoSuchProcess:
         return f"its process {pid} has ended"
     return None
 
 
+def _own_tags(run: "DagsterRun") -> bool:
+    """Whether the tags are this run's own; a retried run begins with those of its predecessor."""
+    return HOST_TAG in run.tags and run.tags.get(TAGGED_TAG, run.run_id) == run.run_id
+
+
 def _whereabouts(run: "DagsterRun") -> str:
     host, pid = run.tags.get(HOST_TAG), run.tags.get(PID_TAG)
-    if host is None or run.tags.get(TAGGED_TAG, run.run_id) != run.run_id:
+    if not _own_tags(run):
         return "has not begun its first step; cancel it in the UI if nothing works on it"
     if host != socket.gethostname():
         return f"belongs to host {host}; only that host can tell whether it is alive"

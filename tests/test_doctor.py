@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 from typer.testing import CliRunner
 
 from rlaif_assets.cli import app
@@ -115,6 +116,36 @@ def test_a_run_that_nobody_has_begun_is_left_alone(instance: dg.DagsterInstance)
     found = mark_dead_runs(instance)
     assert not found.failed
     assert "not begun" in found.left[0]
+
+
+@pytest.mark.parametrize("tags", [{}, {HOST_TAG: "any", TAGGED_TAG: "the run that this one retries"}])
+def test_a_run_killed_before_its_first_step_is_known_from_dagsters_log(
+    instance: dg.DagsterInstance, tags: dict[str, str]
+):
+    killed, alive = make_run(instance, tags), make_run(instance, tags)
+    worker = subprocess.Popen([sys.executable, "-c", ""])
+    worker.wait()
+    for run_id, pid in ((killed, worker.pid), (alive, os.getpid())):
+        report(instance, run_id, dg.DagsterEventType.PIPELINE_STARTING)
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        instance.report_engine_event("Started process for run.", run, EngineEventData.in_process(pid))
+    found = mark_dead_runs(instance)
+    assert [text[:12] for text in found.failed] == [f"run {killed[:8]}"]
+    assert [text[:12] for text in found.left] == [f"run {alive[:8]}"]
+
+
+def test_a_launched_run_that_no_process_begins_is_dead_after_a_while(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+):
+    report(instance, make_run(instance, {}), dg.DagsterEventType.PIPELINE_STARTING)
+    assert not mark_dead_runs(instance).failed
+    monkeypatch.setattr("rlaif_assets.instance.START_SECONDS", -1.0)
+    assert "no process had begun it" in mark_dead_runs(instance).failed[0]
+
+
+def report(instance: dg.DagsterInstance, run_id: str, kind: dg.DagsterEventType) -> None:
+    instance.report_dagster_event(dg.DagsterEvent(kind.value, some_job.name), run_id)
 
 
 def test_a_retried_run_gets_the_tags_of_its_own_process(instance: dg.DagsterInstance):
