@@ -122,13 +122,14 @@ def ui(
     with plain_errors(debug):
         from rlaif_assets.instance import home_folder, prepare_home
         from rlaif_assets.settings import apply_overrides, load_profile
-        from rlaif_assets.ui import serve
+        from rlaif_assets.ui import serve, use_settings
 
-        tracking = apply_overrides(load_profile(profile), overrides or []).tracking
-        folder = prepare_home(home_folder(home), profile)
+        settings = apply_overrides(load_profile(profile), overrides or [])
+        folder = prepare_home(home_folder(home))
+        use_settings(folder, settings)
         with dagster_instance() as instance:
             _mark_dead_runs(instance, folder)
-        serve(folder, tracking.uri, tracking.ui_url, port, _line)
+        serve(folder, settings.tracking.uri, settings.tracking.ui_url, port, _line)
 
 
 @app.command()

@@ -11,8 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import yaml
+
+from rlaif_assets.settings import Profile
+
 HOST = "127.0.0.1"
 DAGSTER_PORT = 3000
+UI_PROFILE = "ui_profile.yaml"
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 
@@ -54,6 +59,18 @@ def serve(
     finally:
         stop(children)
         signal.signal(signal.SIGTERM, previous)
+
+
+def use_settings(home: Path, settings: Profile) -> None:
+    """Children load their definitions with exactly these settings as the defaults, from `ui_profile.yaml` in the home.
+
+    One file, not per process: of two UIs over one home the runs follow the settings of the one started last.
+    """
+    file = home / UI_PROFILE
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_text(yaml.safe_dump(settings.model_dump(), sort_keys=False), encoding="utf-8")
+    temporary.replace(file)
+    os.environ["RLAIF_PROFILE"] = str(file)
 
 
 def dagster_command(port: int) -> list[str]:

@@ -37,6 +37,21 @@ def test_a_taken_port_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.Monke
             assert f"port {port}" in result.output and "is taken" in result.output
 
 
+def test_dagster_loads_the_settings_that_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RLAIF_PROFILE", "pocket")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setattr(ui, "serve", lambda *_: None)
+    words = ["--home", str(tmp_path), "--set", "tracking.ui_url=http://127.0.0.1:5999", "--set", "ppo_policy.seed=7"]
+    result = CliRunner().invoke(app, ["ui", *words], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    script = (
+        "from rlaif_assets.assets.configuration import PpoPolicyConfig as Config;"
+        "from rlaif_assets.resources import Tracking; print(Tracking().ui_url, Config().seed)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["http://127.0.0.1:5999", "7"]
+
+
 def test_children_that_ignore_ctrl_c_are_stopped_with_what_they_started(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ui, "STOP_SECONDS", 0.5)
     script = "trap '' INT; sleep 300 & echo $!; wait; wait"
