@@ -83,6 +83,12 @@ def test_steps_read_what_they_are_made_of(name: str) -> None:
     assert (spec(name).group_name, found) == STEPS[name]
 
 
+def test_the_picture_in_the_readme_is_the_graph() -> None:
+    lines = [line.split() for line in (ASSETS.parents[1] / "README.md").read_text().splitlines()]
+    drawn = sorted((line[0], line[2]) for line in lines if len(line) == 3 and line[1] == "-->")
+    assert drawn == sorted((dep, name) for name, (_, deps) in STEPS.items() for dep in deps)
+
+
 @pytest.mark.parametrize("name", [*SOURCES, *STEPS])
 def test_every_asset_says_whose_it_is_what_it_is_and_its_version(name: str) -> None:
     found = spec(name)
