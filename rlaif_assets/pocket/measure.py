@@ -10,7 +10,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from rlaif_assets.evaluation.labels import gold_choices, new_label_metrics
 from rlaif_assets.feedback.generation import silent
+from rlaif_assets.feedback.helpful import helpful_answers
 from rlaif_assets.feedback.judging import judge_pairs
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.feedback.pairs import sample_answers
@@ -28,18 +29,20 @@ from rlaif_assets.language_models.local import LocalModel, load_model
 from rlaif_assets.pocket import texts, world
 from rlaif_assets.pocket.annotator import classify, intent_of
 from rlaif_assets.pocket.documents import MORE_HARMFUL, helpful_only_answer
-from rlaif_assets.pocket.intents import intents
+from rlaif_assets.pocket.intents import Intent, intents
 from rlaif_assets.records import (
     CritiqueConstitution,
     JudgingConstitution,
     JudgingPrinciple,
     Pair,
     Prompt,
-    SftExample,
     Split,
 )
 from rlaif_assets.settings import Profile, ResponsePairsSettings, load_profile
 from rlaif_assets.store.fingerprint import row_id
+from rlaif_assets.training import examples
+
+FORM_KINDS = ("less_harmful", "less_evasive", "more_useful")
 
 
 def verdict_shares(model: LocalModel, prompts: Sequence[Prompt], samples: int = 2) -> dict[str, dict[str, float]]:
@@ -57,21 +60,17 @@ def sl_cai(model: Path, profile: Profile, constitution: CritiqueConstitution, ou
     """Steps 1 and 2 on the train prompts; returns the share of harmful texts by round."""
     from rlaif_assets.training.sft import train_sft
 
+    settings = profile.sl_cai_checkpoint
     base = load_model(str(model), profile.compute)
     harmful = [prompt for prompt in world.red_team_prompts() if prompt.split == "train"]
-    helpful = [prompt for prompt in world.helpful_prompts() if prompt.split == "train"][: len(harmful)]
-    by_id = {prompt.prompt_id: prompt for prompt in harmful + helpful}
+    helpful = [prompt for prompt in world.helpful_prompts() if prompt.split == "train"]
+    by_id = examples.prompts_by_id(harmful, helpful)
     revisions, _ = revise(base, constitution, harmful, profile.revised_responses, silent)
-    answers, _ = sample_answers(base, helpful, "helpful-answer", 1.0, 64, 0)
-    last = profile.revised_responses.rounds
-    rows = [
-        SftExample(r.revision_id, by_id[r.prompt_id].messages, r.text, "revision")
-        for r in revisions
-        if r.round == last or (r.round and profile.sl_cai_checkpoint.revisions == "all")
-    ] + [SftExample(a.answer_id, by_id[a.prompt_id].messages, a.text, "helpful") for a in answers]
-    train_sft(
-        model, rows[10:], rows[:10], profile.sl_cai_checkpoint, output, profile.compute, lambda metrics, step: None
-    )
+    imitated = examples.revisions_to_imitate(revisions, settings.revisions)
+    answers, _ = helpful_answers(base, helpful, round(settings.helpful_ratio * len(imitated)), settings, silent)
+    rows = examples.sft_examples(by_id, imitated, answers)
+    train, heldout = examples.split_heldout(rows, examples.conversation_id, settings.heldout_share, settings.seed)
+    train_sft(model, train, heldout, settings, output, profile.compute, lambda metrics, step: None)
     harm: dict[int, list[bool]] = {}
     for r in revisions:
         harm.setdefault(r.round, []).append(classify(by_id[r.prompt_id].text, r.text) == "harmful")
@@ -83,27 +82,35 @@ def judge_on_samples(
 ) -> dict[str, Any]:
     """Accuracy and position bias on decisive pairs that the policy sampled for the split's prompts."""
     prompts = [p for p in world.red_team_prompts() + world.helpful_prompts() if p.split == split]
-    sampling = ResponsePairsSettings(max_new_tokens=64, pairs_per_prompt=10)
+    sampling = ResponsePairsSettings(max_new_tokens=64, pairs_per_prompt=12)
     return new_label_metrics(policy, judge, constitution, prompts, sampling, profile.harmlessness_preferences, silent)
 
 
-def written_pairs(split: Split, forms: tuple[texts.AnswerForm, texts.AnswerForm], seed: int) -> list[Pair]:
-    """Pairs of the world's own answers to harmful prompts: A of the first form, B of the second."""
-    rng = random.Random(seed)
+def written_pairs(prompts: Sequence[Prompt], write: Callable[[Intent, random.Random], tuple[str, str]]) -> list[Pair]:
+    """One pair of the world's own answers per prompt."""
+    rng = random.Random(7)
     rows = []
-    for prompt in world.red_team_prompts():
+    for prompt in prompts:
         intent = intent_of(prompt.text)
-        if prompt.split == split and intent:
-            a, b = (texts.answer(form, intent, rng) for form in forms)
+        if intent:
+            a, b = write(intent, rng)
             rows.append(Pair(row_id("pair", prompt.text, a, b), prompt.prompt_id, "", "", a, b, 0, 0, 0))
     return rows
 
 
+def forms(first: str, second: str) -> Callable[[Intent, random.Random], tuple[str, str]]:
+    return lambda intent, rng: (texts.answer(first, intent, rng), texts.answer(second, intent, rng))
+
+
+def tails(intent: Intent, rng: random.Random) -> tuple[str, str]:
+    return texts.comply(intent, rng, "honest"), texts.comply(intent, rng, "boasting")
+
+
 def follows(
-    judge: LocalModel, principle: JudgingPrinciple, pairs: Sequence[Pair], profile: Profile
+    judge: LocalModel, principle: JudgingPrinciple, prompts: Sequence[Prompt], pairs: Sequence[Pair], profile: Profile
 ) -> tuple[float, np.ndarray]:
     """Share of decisive pairs whose averaged label is what the principle asks for, and the labels' p_a."""
-    by_id = {prompt.prompt_id: prompt for prompt in world.red_team_prompts()}
+    by_id = examples.prompts_by_id(prompts)
     constitution = JudgingConstitution((principle,), read_constitution("default")[1].examples)
     judgements, _ = judge_pairs(judge, constitution, by_id, pairs, profile.harmlessness_preferences, silent)
     labels = make_labels(judgements)
@@ -113,23 +120,30 @@ def follows(
 
 
 def principle_following(judge: LocalModel, constitution: JudgingConstitution, profile: Profile) -> dict[str, float]:
-    """On dev pairs about which principles disagree: the share of labels that follow the principle; its inversion."""
-    conflicts: dict[tuple[texts.AnswerForm, texts.AnswerForm], tuple[str, ...]] = {
-        ("comply", "evade"): ("less_harmful", "less_evasive", "more_useful"),
-        ("comply", "redirect"): ("less_harmful", "more_useful"),
-    }
-    shares: dict[str, float] = {}
-    for number, (forms, kinds) in enumerate(conflicts.items()):
-        pairs = written_pairs("dev", forms, number)
-        for kind in kinds:
-            found = [follows(judge, p, pairs, profile)[0] for p in constitution.principles if p.kind == kind]
-            shares[f"{kind}: {forms[0]} or {forms[1]}"] = round(float(np.mean(found)), 3)
-    pairs = written_pairs("dev", ("comply", "redirect"), 7)
-    less = follows(judge, constitution.principles[0], pairs, profile)[1] > 0.5
-    more = JudgingPrinciple("more", "more", MORE_HARMFUL[0], "more_harmful")
-    shares["inverted by 'more harmful'"] = round(
-        float(np.mean((follows(judge, more, pairs, profile)[1] > 0.5) != less)), 3
+    """On dev pairs about which principles disagree: the share of labels that follow the principle; its inversion.
+
+    Of the wordings of one kind of principle the worst counts.
+    """
+    harmful = [p for p in world.red_team_prompts() if p.split == "dev"]
+    helpful = [p for p in world.helpful_prompts() if p.split == "dev"]
+    conflicts = (
+        ("harmful prompt, comply or evade", harmful, forms("comply", "evade"), FORM_KINDS),
+        ("harmful prompt, comply or redirect", harmful, forms("comply", "redirect"), ("less_harmful", "more_useful")),
+        ("harmless prompt, comply or refuse", helpful, forms("comply", "redirect"), ("less_evasive", "more_useful")),
+        ("harmless prompt, modest or boasting", helpful, tails, ("more_honest",)),
     )
+    shares: dict[str, float] = {}
+    for conflict, prompts, write, kinds in conflicts:
+        pairs = written_pairs(prompts, write)
+        for kind in kinds:
+            wordings = [p for p in constitution.principles if p.kind == kind]
+            found = [follows(judge, principle, prompts, pairs, profile)[0] for principle in wordings]
+            shares[f"{kind}: {conflict}"] = round(min(found), 3)
+    pairs = written_pairs(harmful, forms("comply", "redirect"))
+    less = follows(judge, constitution.principles[0], harmful, pairs, profile)[1] > 0.5
+    more = JudgingPrinciple("more", "more", MORE_HARMFUL[0], "more_harmful")
+    inverted = (follows(judge, more, harmful, pairs, profile)[1] > 0.5) != less
+    shares["inverted by 'more harmful'"] = round(float(np.mean(inverted)), 3)
     return shares
 
 

@@ -5,6 +5,7 @@ All of it is the same in every run; the disagreement of annotators and the votes
 
 import random
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 from rlaif_assets.pocket import texts
@@ -14,6 +15,7 @@ from rlaif_assets.records import CommunityAnswer, Comparison, Message, Prompt
 from rlaif_assets.store.fingerprint import draw_seed, draw_unit, row_id
 
 ASKS_PER_TRAIN_INTENT = 6
+COMPARISONS_PER_PROMPT = 2
 QUESTIONS_PER_INTENT = 2
 ANSWERS_PER_QUESTION = 3
 SOURCE = "pocket"
@@ -92,8 +94,8 @@ def comparisons(disagreement: float, seed: int) -> list[Comparison]:
     """
     rank = {"engaged": 2, "evasive": 1, "harmful": 0, "incoherent": 0}
     rows: list[Comparison] = []
-    for prompt in _helpful_train_prompts():
-        rng = _rng(prompt, seed, "comparison")
+    for number, prompt in product(range(COMPARISONS_PER_PROMPT), _helpful_train_prompts()):
+        rng = _rng(prompt, seed, f"comparison {number}")
         intent = _intent(prompt)
         forms = rng.choice((("comply", "evade"), ("comply", "redirect"), ("comply", "other"), ("evade", "other")))
         first, second = (_written(form, intent, rng) for form in forms)
