@@ -56,6 +56,9 @@ class HelpfulnessPreferencesSettings(Settings):
         default=0.25, description="pocket only: how often a simulated annotator contradicts gold"
     )
     max_characters: int = 4000
+    heldout_share: float = Field(
+        default=0.2, description="as in helpful_prompts, with its seed: what is held out there is held out here"
+    )
     seed: int = 0
 
 

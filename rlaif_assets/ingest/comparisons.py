@@ -3,7 +3,8 @@
 A row has `chosen` and `rejected`: two transcripts or message lists with one context, or, beside a `prompt` (text,
 transcript or messages), two responses (texts, or lists with the assistant message alone). Contexts that differ at the
 last assistant turn, an empty response, identical responses: refused. History is cut by the rule of `conversations`
-until the context and the longer response fit `max_characters`.
+until the context and the longer response fit `max_characters`. The split is that of `prompts`: a conversation whose
+opening is a dev or test prompt's is held out here too.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ from rlaif_assets.ingest.conversations import (
 )
 from rlaif_assets.ingest.errors import RowError
 from rlaif_assets.ingest.files import check_limit, read_rows, rejection, source_name
+from rlaif_assets.ingest.prompts import split_of
 from rlaif_assets.records import Comparison, Message, Rejection
 from rlaif_assets.settings import HelpfulnessPreferencesSettings
 from rlaif_assets.store.fingerprint import draw_unit, row_id
@@ -61,7 +63,8 @@ def _comparison(fields: dict[str, Any], settings: HelpfulnessPreferencesSettings
     longest = max(len(chosen), len(rejected))
     if longest >= settings.max_characters:
         raise RowError(f"too long: a response has {longest} characters, the limit is {settings.max_characters}")
-    messages = fit(normalise(context), settings.max_characters - longest)
+    whole = normalise(context)
+    messages = fit(whole, settings.max_characters - longest)
     comparison_id = row_id("comparison", messages, chosen, rejected)
     chosen_is_a = draw_unit(comparison_id, settings.seed, "order") < 0.5
     return Comparison(
@@ -72,6 +75,7 @@ def _comparison(fields: dict[str, Any], settings: HelpfulnessPreferencesSettings
         p_a=1.0 if chosen_is_a else 0.0,
         source=source_name(settings.path),
         annotator=ANNOTATOR,
+        split=split_of(whole, settings.heldout_share, settings.seed),
     )
 
 

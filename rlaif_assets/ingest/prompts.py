@@ -28,8 +28,6 @@ def read_prompts(
     """
     if settings.path == "pocket":
         return _pocket_prompts(kind, settings.limit), []
-    if not 0 <= settings.heldout_share <= 0.5:
-        raise IngestError(f"heldout_share {settings.heldout_share}: dev and test each take it; give 0 to 0.5")
     kept: dict[str, Prompt] = {}
     first_seen: dict[str, str] = {}
     rejected: list[Rejection] = []
@@ -52,7 +50,12 @@ def read_prompts(
 
 
 def split_of(messages: list[Message], heldout_share: float, seed: int) -> Split:
-    """Drawn by the hash of the opening user turn, so that conversations with one opening stay on one side."""
+    """Drawn by the hash of the opening user turn, so that conversations with one opening stay on one side.
+
+    `messages`: normalised and not cut. Equal in every source under one share and seed. Raises IngestError.
+    """
+    if not 0 <= heldout_share <= 0.5:
+        raise IngestError(f"heldout_share {heldout_share}: dev and test each take it; give 0 to 0.5")
     opening = next(message["content"] for message in messages if message["role"] == "user")
     draw = draw_unit(row_id("opening", opening), seed, "split")
     if draw < heldout_share:

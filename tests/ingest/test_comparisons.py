@@ -6,8 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif_assets.ingest.comparisons import read_comparisons
+from rlaif_assets.ingest.errors import IngestError
+from rlaif_assets.ingest.prompts import read_prompts
 from rlaif_assets.records import Comparison, Rejection
-from rlaif_assets.settings import HelpfulnessPreferencesSettings
+from rlaif_assets.settings import HelpfulnessPreferencesSettings, HelpfulPromptsSettings
+from rlaif_assets.training.examples import comparison_examples
 
 Write = Callable[..., str]
 CONTEXT = "\n\nHuman: one\n\nAssistant: two\n\nHuman: three\n\nAssistant:"
@@ -49,7 +52,7 @@ def test_all_layouts_give_the_same_comparison(write_rows: Write, row: Any) -> No
     assert not rejected
     assert list(comparison.messages) == MESSAGES
     assert chosen_and_rejected(comparison) == ("good", "bad")
-    assert (comparison.source, comparison.annotator, comparison.split) == ("rows.jsonl", "human", "train")
+    assert (comparison.source, comparison.annotator) == ("rows.jsonl", "human")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,24 @@ def test_either_side_comes_first_by_hash(write_rows: Write) -> None:
     other_seed, _ = read(path, seed=1)
     assert [comparison.p_a for comparison in kept] != [comparison.p_a for comparison in other_seed]
     assert [c.comparison_id for c in kept] == [c.comparison_id for c in other_seed]
+
+
+def test_openings_of_held_out_prompts_are_never_trained_on(write_rows: Write) -> None:
+    def row(n: int, reply: str) -> dict[str, str]:
+        context = f"\n\nHuman:  opening {n}\n\nAssistant: {'long ' * 20}\n\nHuman: then {n}\n\nAssistant:"
+        return {"chosen": f"{context} {reply}", "rejected": f"{context} b"}
+
+    path = write_rows(*(row(n, reply) for n in range(100) for reply in ("a", "c")))
+    compared, _ = read(path, heldout_share=0.2, seed=3, max_characters=50)  # the openings are cut off
+    prompts, _ = read_prompts(HelpfulPromptsSettings(path=path, heldout_share=0.2, seed=3), "helpful")
+    split_of_prompt = {prompt.messages[0]["content"]: prompt.split for prompt in prompts}
+    assert len(compared) == 200
+    assert [row.split for row in compared] == [split_of_prompt[f"opening {i // 2}"] for i in range(200)]
+    trained = {example.row_id for example in comparison_examples(compared, 1.0)}
+    held_out = {row.comparison_id for row in compared if row.split != "train"}
+    assert trained and held_out and not trained & held_out
+    with pytest.raises(IngestError, match="heldout_share"):
+        read(path, heldout_share=0.6)
 
 
 def test_history_makes_room_for_the_longer_response(write_rows: Write) -> None:
