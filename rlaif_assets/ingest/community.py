@@ -38,8 +38,9 @@ def read_community(
 ) -> tuple[list[CommunityAnswer], list[CommunityPair], list[Rejection]]:
     """Answers, all pairs of unequal score within a question, and refused answers: answers read = kept + rejected.
 
-    `limit` counts answers of a Posts.xml and of the pocket world, and rows (questions) of the other layout, where a row
-    without a usable question or list of answers is one refusal. Raises IngestError.
+    `limit` counts answers of a Posts.xml (the first ones, wherever their questions stand) and of the pocket world, and
+    rows (questions) of the other layout, where a row without a usable question or list of answers is one refusal.
+    Raises IngestError.
     """
     check_limit(settings.limit)
     if settings.path == "pocket":
@@ -111,17 +112,20 @@ class _Collector:
 
 
 def _read_posts(settings: CommunityVotesSettings) -> tuple[list[CommunityAnswer], list[Rejection]]:
-    """Questions precede their answers in a dump only as a rule, so answers wait until all posts are read."""
+    """Questions precede their answers in a dump only as a rule, so answers wait until their questions are read."""
     collector = _Collector(settings.max_characters)
     questions: dict[str, dict[str, str]] = {}
     waiting: list[tuple[str, dict[str, str]]] = []
+    missing: set[str] = set()  # questions of waiting answers
     for line, post in _posts(settings.path):
         if post.get("PostTypeId") == QUESTION:
             questions[post.get("Id", "")] = post
-        elif post.get("PostTypeId") == ANSWER:
+            missing.discard(post.get("Id", ""))
+        elif post.get("PostTypeId") == ANSWER and len(waiting) != settings.limit:
             waiting.append((f"{source_name(settings.path)}:{line}", post))
-            if len(waiting) == settings.limit:
-                break
+            missing |= {post.get("ParentId", "")} - questions.keys()
+        if len(waiting) == settings.limit and not missing:
+            break
     for where, post in waiting:
         try:
             question = questions.get(post.get("ParentId", ""))

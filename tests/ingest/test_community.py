@@ -82,6 +82,11 @@ def test_limit_counts_answers(dump: Path) -> None:
     assert (len(answers), len(rejected)) == (3, 1)
 
 
+def test_a_limited_answer_whose_question_stands_later_is_kept(dump: Path) -> None:
+    answers, _, rejected = read(dump, limit=1)
+    assert [answer.text for answer in answers] == ["Three"] and not rejected
+
+
 def test_long_texts_are_cut(dump: Path) -> None:
     answers, _, _ = read(dump, max_characters=3)
     assert [answer.text for answer in answers] == ["Thr", "Two", "Fou"]
