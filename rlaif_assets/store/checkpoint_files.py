@@ -31,11 +31,13 @@ def new_work_folder(home: Path) -> Path:
 def remove_dead_work(home: Path) -> list[str]:
     """Removes the work folders that no process of this host is at work on; returns their names.
 
+    What has another name than `new_work_folder` gives is not ours and stays.
     Only for a home on which no run is open: another host's process cannot be seen from here.
     """
     removed = []
     for folder in sorted((home / "work").glob("*-*")):
-        if not psutil.pid_exists(int(folder.name.partition("-")[0])):
+        ours = re.fullmatch(r"(\d{1,9})-[0-9a-f]{32}", folder.name)
+        if ours and not psutil.pid_exists(int(ours[1])):
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder.name)
     return removed

@@ -96,5 +96,13 @@ def test_only_dead_processes_work_folders_are_removed(tmp_path: Path) -> None:
     mine = saved(tmp_path)
     dead = mine.with_name(f"{2**22 + 1}-{'0' * 32}")  # above Linux's largest pid
     shutil.copytree(mine, dead)
+    for foreign in ("my-notes", "99999999999999999999-x", "4194305-notes"):
+        (mine.parent / foreign).mkdir()
     assert remove_dead_work(tmp_path) == [dead.name]
     assert mine.exists() and not dead.exists()
+    assert {folder.name for folder in mine.parent.iterdir()} == {
+        mine.name,
+        "my-notes",
+        "99999999999999999999-x",
+        "4194305-notes",
+    }
