@@ -37,6 +37,7 @@ from rlaif_assets.settings import (
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import draw_seed
 from rlaif_assets.store.lineage import git_state
+from rlaif_assets.store.model_places import locate
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.ppo import train_ppo
@@ -83,7 +84,7 @@ class Home:
         if record.path is not None:
             return self.warehouse.weights(record)
         external = self.warehouse.rows("external_models", record.snapshot_id)[0]
-        return local_folder(external["source"], external["revision"])
+        return local_folder(*locate(self.warehouse.home, external))
 
     def rates(self) -> list[EvaluationRate]:
         return as_records(EvaluationRate, self.warehouse.rows("evaluation_rates", self.evaluation.snapshot_id))

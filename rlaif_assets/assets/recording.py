@@ -215,8 +215,11 @@ class Stage:
         return record
 
     def _external(self, asset: str) -> dict[str, Any]:
+        from rlaif_assets.store.model_places import locate
+
         row = self.warehouse.rows("external_models", self.inputs[asset].snapshot_id)[0]
-        return {"folder_or_hub": row["source"], "revision": row["revision"], "fingerprint": row["fingerprint"]}
+        place, revision = locate(self.home, row)
+        return {"folder_or_hub": place, "revision": revision, "fingerprint": row["fingerprint"]}
 
     def _publish(self, key: str, product: Product, seconds: float) -> "tuple[SnapshotRecord, bool]":
         """The stored snapshot, and whether it was there before."""

@@ -193,7 +193,7 @@ def base_model(
 ) -> dg.MaterializeResult:
     """The helpful-only model that everything begins with, pinned by the fingerprint of its weights."""
     stage = Stage(context, config, storage, compute, tracking)
-    return stage.record(lambda: _model(stage, config), lambda: _model_identity(config))
+    return stage.record(lambda: _model(stage, config), lambda: _model_identity(stage, config))
 
 
 @dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "mlflow"}, code_version="1")
@@ -206,35 +206,44 @@ def feedback_model(
 ) -> dg.MaterializeResult:
     """The model that judges response pairs under the constitution, pinned by the fingerprint of its weights."""
     stage = Stage(context, config, storage, compute, tracking)
-    return stage.record(lambda: _model(stage, config), lambda: _model_identity(config))
+    return stage.record(lambda: _model(stage, config), lambda: _model_identity(stage, config))
 
 
-def _model_identity(config: BaseModelSettings) -> dict[str, Any]:
-    """What decides which weights these are: a folder's fingerprint, or a hub id at its commit. Nothing is loaded."""
+def _model_identity(stage: Stage, config: BaseModelSettings) -> dict[str, Any]:
+    """What decides which weights these are: a folder's fingerprint, or a hub id at its commit. Nothing is loaded.
+
+    Where a folder lies is told to the home here, so that a moved one that is reused is found at its new place.
+    """
     from rlaif_assets.language_models.errors import ModelError
     from rlaif_assets.pocket.world import model_folder
     from rlaif_assets.store.fingerprint import folder_fingerprint
+    from rlaif_assets.store.model_places import remember_place
 
     folder = model_folder() if config.source == "pocket" else Path(config.source).expanduser()
     if not folder.is_dir():
         return {"source": config.source, "revision": config.revision}
     try:
-        return {"fingerprint": folder_fingerprint(folder)}
+        fingerprint = folder_fingerprint(folder)
     except FileNotFoundError as error:
         raise ModelError(str(error)) from error
+    if config.source != "pocket":
+        remember_place(stage.home, fingerprint, folder)
+    return {"fingerprint": fingerprint}
 
 
 def _model(stage: Stage, config: BaseModelSettings) -> Product:
     """The pocket model is copied into the home; any other is recorded where it is. Both are loaded once, as a test."""
     from rlaif_assets.pocket.world import model_folder
     from rlaif_assets.store.fingerprint import is_model_file
+    from rlaif_assets.store.model_places import LOCAL_FOLDER
 
     source = model_folder() if config.source == "pocket" else config.source
     model = stage.compute.load(source, config.revision)
+    local = config.source != "pocket" and Path(config.source).expanduser().is_dir()
     row = {
         "fingerprint": model.fingerprint,
-        "source": config.source,
-        "revision": config.revision,
+        "source": LOCAL_FOLDER if local else config.source,
+        "revision": None if local else config.revision,
         "architecture": type(model.model).__name__,
         "parameters": model.model.num_parameters(),
     }

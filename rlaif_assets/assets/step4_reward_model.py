@@ -72,7 +72,6 @@ def reward_model(
     stage.require_passed_audits("harmlessness_preferences", config.audits_enforce)
 
     def work() -> Product:
-        from rlaif_assets.evaluation.calibration import ReliabilityBin
         from rlaif_assets.evaluation.pictures import reliability_picture
         from rlaif_assets.training.reward_model import train_reward_model
 
@@ -87,10 +86,7 @@ def reward_model(
             compute.settings(),
             stage.log,
         )
-        bins = {
-            source: [ReliabilityBin(*values) for values in found["reliability"]]
-            for source, found in metrics["heldout"].items()
-        }
+        bins = {source: found["reliability"] for source, found in metrics["heldout"].items()}
         pictures = {"reliability": reliability_picture(bins)}
         return Product({"training_rows": used}, (), folder, metrics, metrics["tokens"], pictures)
 

@@ -5,7 +5,6 @@ from io import BytesIO
 
 from matplotlib.figure import Figure
 
-from rlaif_assets.evaluation.calibration import ReliabilityBin
 from rlaif_assets.records import EvaluationRate
 
 SHOWN = ("harmless_rate", "evasive_rate", "helpful_rate", "lookalike_refusal_rate", "incoherent_rate")
@@ -34,13 +33,16 @@ def rates_picture(rates: Sequence[EvaluationRate]) -> bytes:
     return _png(figure)
 
 
-def reliability_picture(by_source: Mapping[str, Sequence[ReliabilityBin]]) -> bytes:
-    """Agreement with the labels over confidence, one line per source; the dashed line is perfect calibration."""
+def reliability_picture(by_source: Mapping[str, Sequence[Sequence[float]]]) -> bytes:
+    """Agreement with the labels over confidence, one line per source; the dashed line is perfect calibration.
+
+    Bins are [confidence, agreement, count], as in `calibration.ReliabilityBin`.
+    """
     figure = Figure(figsize=(4.5, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0.5, 1], [0.5, 1], linestyle="dashed", color="grey")
     for source, bins in by_source.items():
-        axes.plot([b.confidence for b in bins], [b.agreement for b in bins], marker="o", label=source)
+        axes.plot([b[0] for b in bins], [b[1] for b in bins], marker="o", label=source)
     axes.set_xlabel("confidence in the predicted side")
     axes.set_ylabel("agreement with the labels")
     if by_source:

@@ -318,7 +318,7 @@ def learning_rate_factor(step: int, total: int) -> float:
 
 
 def heldout_metrics(model: Any, pairs: Sequence[EncodedPair], batch_tokens: int) -> dict[str, dict[str, Any]]:
-    """{source: `preference_metrics` and reliability: [[confidence, agreement, count] of each bin]} of held-out pairs."""
+    """{source: `preference_metrics` and reliability ([confidence, agreement, count] per bin)} of held-out pairs."""
     logits = np.zeros(len(pairs))
     with torch.inference_mode():
         for rows in length_batches([2 * pair.length for pair in pairs], batch_tokens):

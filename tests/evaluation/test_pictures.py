@@ -2,7 +2,6 @@ from io import BytesIO
 
 from PIL import Image
 
-from rlaif_assets.evaluation.calibration import ReliabilityBin
 from rlaif_assets.evaluation.pictures import curves_picture, rates_picture, reliability_picture
 from rlaif_assets.evaluation.rates import policy_rates
 from tests.evaluation.rows import answer
@@ -16,7 +15,7 @@ def test_pictures_are_png_also_where_values_are_missing():
     rates = policy_rates([answer("base", "p", "engaged"), answer("ppo", "q", None, kind="unknown")], "test", 20)
     assert size(rates_picture(rates)) == (990, 440)
     assert size(rates_picture([])) == (990, 440)
-    assert size(reliability_picture({"ai": [ReliabilityBin(0.7, 0.6, 3)]})) == (495, 440)
+    assert size(reliability_picture({"ai": [[0.7, 0.6, 3]]})) == (495, 440)
     assert size(curves_picture({"kl": [0.0, 0.1], "score": [1.0, float("nan")]})) == (660, 286)
 
 
