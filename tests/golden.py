@@ -22,6 +22,7 @@ OF_FINGERPRINTS = {
     "judgements": {"judgement_id", "judge"},
     "labels": {"label_id", "judgement_ids", "annotator"},
 }
+PLACES = {"path", "source"}  # settings: where it lies on this machine
 STARTS = {
     "sl_cai_checkpoint": "base_model",
     "pmp_checkpoint": "base_model",
@@ -32,11 +33,12 @@ Summary = dict[str, Any]
 
 
 def summarize(warehouse: Warehouse, record: SnapshotRecord, base: Path) -> Summary:
-    """`code_version`, `tables` (hashes), `numbers` (of float columns) and `weights` (their change since `STARTS`).
+    """Version, settings, hashes of tables, numbers of float columns, and how weights changed since `STARTS`.
 
     `base`: the folder of the base model, which is not in the home.
     """
-    found: Summary = {"code_version": record.code_version, "tables": {}, "numbers": {}}
+    settings = {name: value for name, value in record.settings.items() if name not in PLACES}
+    found: Summary = {"code_version": record.code_version, "settings": settings, "tables": {}, "numbers": {}}
     for table in sorted(record.table_hashes):
         rows = [
             {name: value for name, value in row.items() if name not in OF_FINGERPRINTS.get(table, ())}
@@ -90,14 +92,16 @@ def problems(
             continue
         of, is_now = golden[asset]["code_version"], now["code_version"]
         different = differences(golden[asset], now)
-        if different or of != is_now:
+        set_otherwise = golden[asset].get("settings") != now["settings"]
+        follows = set_otherwise or not changed.isdisjoint(inputs[asset])
+        if different or set_otherwise or of != is_now:
             changed.add(asset)
         if of != is_now:
             told.append(f"{asset}: the golden content is of code_version {of}, not {is_now}: rewrite the file")
-        elif different and changed.isdisjoint(inputs[asset]):
+        elif different and not follows:
             told.append(f"{asset}: {UNVERSIONED} {is_now} ({', '.join(different)}): raise it, then rewrite the file")
-        elif different:
-            told.append(f"{asset}: its content follows inputs that changed: rewrite the file")
+        elif different or set_otherwise:
+            told.append(f"{asset}: its content follows inputs or settings that changed: rewrite the file")
     return told
 
 

@@ -85,8 +85,8 @@ def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
+    """What the failed steps say: the description of a Failure, else the error with its causes."""
+    failures = [event.step_failure_data for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
     return "\n".join(
-        str(event.step_failure_data.user_failure_data.description)
-        for event in result.all_events
-        if event.event_type_value == "STEP_FAILURE" and event.step_failure_data.user_failure_data
+        str(found.user_failure_data.description) if found.user_failure_data else str(found.error) for found in failures
     )

@@ -6,8 +6,8 @@ with the code_version it belongs to. Where a stage's results change on purpose, 
 
     REWRITE_GOLDEN=1 .venv/bin/python -m pytest tests/test_golden.py
 
-This refuses content that changed without a new version. Where this test's own settings or model changed, delete the
-file first.
+This refuses content that changed without a new version, unless the profile gives the stage other settings. Where the
+tests' model changed, delete the file first.
 """
 
 import copy
@@ -78,7 +78,7 @@ def test_a_changed_row_number_or_weight_is_told_and_blamed_on_the_first_stage(
     now["pmp_checkpoint"]["weights"]["score.weight"][1] += 0.2
     assert [problem.partition(" (")[0] for problem in problems(found, now, inputs)] == [
         f"response_pairs: {UNVERSIONED} 1",
-        "harmlessness_preferences: its content follows inputs that changed: rewrite the file",
+        "harmlessness_preferences: its content follows inputs or settings that changed: rewrite the file",
         f"pmp_checkpoint: {UNVERSIONED} 1",
     ]
 
@@ -91,6 +91,15 @@ def test_a_raised_version_asks_for_a_new_file(found: Golden, inputs: dict[str, l
     ]
     now["revised_responses"]["tables"]["revisions"]["hash"] = "another"
     assert len(problems(found, now, inputs)) == 1
+
+
+def test_content_that_follows_settings_needs_no_new_version(found: Golden, inputs: dict[str, list[str]]) -> None:
+    now = copy.deepcopy(found)
+    now["pmp_checkpoint"]["settings"]["epochs"] = 3.0
+    now["pmp_checkpoint"]["weights"]["score.weight"][1] += 0.2
+    assert problems(found, now, inputs) == [
+        "pmp_checkpoint: its content follows inputs or settings that changed: rewrite the file"
+    ]
 
 
 def test_noise_in_the_last_digits_is_no_change(found: Golden, inputs: dict[str, list[str]]) -> None:
