@@ -7,6 +7,7 @@ import dagster as dg
 
 from rlaif_assets.assets.configuration import AuditsCheckConfig
 from rlaif_assets.assets.recording import user_errors
+from rlaif_assets.feedback.limits import under_limits
 from rlaif_assets.resources import Storage
 
 
@@ -16,7 +17,7 @@ def audits(context: dg.AssetCheckExecutionContext, config: AuditsCheckConfig, st
     with user_errors():
         warehouse = storage.warehouse()
         snapshot = warehouse.current("harmlessness_preferences")
-        verdicts = warehouse.rows("verdicts", snapshot.snapshot_id) if snapshot else []
+        verdicts = under_limits(warehouse.rows("verdicts", snapshot.snapshot_id) if snapshot else [], config.audits())
     failed = [row["audit"] for row in verdicts if not row["passed"]]
     return dg.AssetCheckResult(
         passed=bool(verdicts) and not failed,

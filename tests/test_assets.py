@@ -128,6 +128,30 @@ def test_the_gate_holds_in_the_run_and_across_runs(home: Home) -> None:
     assert home.warehouse.get(home.ids()["reward_model"]).settings["audits_enforce"] is False
 
 
+def test_other_limits_judge_and_train_nothing_anew_and_still_stop(home: Home) -> None:
+    chosen = ["harmlessness_preferences", "reward_model"]
+    found = metadata(home.run(chosen, "audits.min_pairs=3"))
+    assert [found[name]["reused"] for name in chosen] == [True, True]
+    stopped = home.run(["reward_model"], "audits.enforce=true", "audits.min_pairs=100000")
+    assert "enough_pairs" in failure(stopped) and "limit 100000" in failure(stopped)
+
+
+def test_an_input_made_from_older_rows_is_named(home: Home) -> None:
+    before = home.ids()
+    assert home.run(["red_team_prompts"], "red_team_prompts.heldout_share=0.1").success
+    older = {
+        "sl_cai_checkpoint": "revised_responses",
+        "harmlessness_preferences": "response_pairs",
+        "reward_model": "response_pairs",
+        "policy_evaluation": "response_pairs",
+    }
+    for asset, stale in older.items():
+        assert f"current one is {home.ids()['red_team_prompts']}: materialize {stale} first" in failure(
+            home.run([asset], f"{asset}.seed=77")
+        )
+    assert home.run(["red_team_prompts"]).success and home.ids() == before
+
+
 def test_what_dagster_shows(home: Home) -> None:
     event = home.instance.get_latest_materialization_event(dg.AssetKey("harmlessness_preferences"))
     assert event is not None and event.asset_materialization is not None
@@ -190,6 +214,15 @@ def test_without_mlflow_the_work_is_done_and_the_gap_is_told(tmp_path: Path, mod
     result = home.run(["base_model"])
     assert result.success
     assert "MLflow" in metadata(result)["base_model"]["mlflow_pending"]
+
+
+def test_a_source_with_other_refusals_is_another_snapshot(tmp_path: Path, model: Path) -> None:
+    home, file = Home(tmp_path / "home", model), tmp_path / "rows.jsonl"
+    for refused in ([], ['{"prompt": ""}'], ['{"prompt": 7}'], ['{"prompt": ""}']):
+        file.write_text("\n".join(['{"prompt": "one"}', *refused]) + "\n")
+        found = metadata(home.run(["red_team_prompts"], f"red_team_prompts.path={file}"))["red_team_prompts"]
+        assert found["rejected"] == len(refused)
+    assert found["reused"] and len(home.warehouse.list("red_team_prompts")) == 3
 
 
 def test_a_missing_input_and_a_missing_file_are_one_clear_failure(tmp_path: Path, model: Path) -> None:

@@ -94,7 +94,9 @@ def test_run_config_carries_overrides_and_the_audits() -> None:
     assert config["ops"]["critique_constitution"] == config["ops"]["judging_constitution"]
     assert config["ops"]["critique_constitution"]["config"]["path"] == "mine.yaml"
     assert config["ops"]["harmlessness_preferences"]["config"]["audits_min_pairs"] == 7
-    assert config["ops"]["harmlessness_preferences_audits"]["config"] == {"audits_enforce": False}
+    audits = {f"audits_{name}": value for name, value in profile.audits.model_dump().items()}
+    assert config["ops"]["harmlessness_preferences_audits"]["config"] == audits
+    assert audits.items() <= config["ops"]["reward_model"]["config"].items()
     assert config["ops"]["reward_model"]["config"]["audits_enforce"] is False
     assert config["ops"]["ppo_policy"]["config"]["seed"] == 5
     assert dg.validate_run_config(defs.resolve_job_def("rlaif_all"), config)

@@ -99,9 +99,8 @@ class ResponsePairsConfig(ResponsePairsSettings, dg.Config):
     pass
 
 
-@from_profile("harmlessness_preferences")
-class HarmlessnessPreferencesConfig(HarmlessnessPreferencesSettings, dg.Config):
-    """The limits of the audits decide the verdicts, which are rows of the snapshot; enforcing them does not."""
+class AuditLimits(dg.Config):
+    """The limits of the audits decide what passes, and neither labels nor weights: they are in no key."""
 
     audits_min_pairs: int = 0
     audits_min_mass: float = 0.0
@@ -109,15 +108,25 @@ class HarmlessnessPreferencesConfig(HarmlessnessPreferencesSettings, dg.Config):
 
     def audits(self) -> AuditsSettings:
         return AuditsSettings(
-            enforce=True,
+            enforce=getattr(self, "audits_enforce", True),
             min_pairs=self.audits_min_pairs,
             min_mass=self.audits_min_mass,
             max_flip_rate=self.audits_max_flip_rate,
         )
 
 
+def without_limits(config: AuditLimits) -> dict[str, Any]:
+    """What decides the result of a stage that has limits among its settings."""
+    return config.model_dump(exclude=set(AuditLimits.model_fields))
+
+
+@from_profile("harmlessness_preferences")
+class HarmlessnessPreferencesConfig(HarmlessnessPreferencesSettings, AuditLimits):
+    """The verdicts stored beside the labels are under these limits; gates apply their own to what was measured."""
+
+
 @from_profile("audits")
-class AuditsCheckConfig(dg.Config):
+class AuditsCheckConfig(AuditLimits):
     audits_enforce: bool = True
 
 
@@ -127,7 +136,7 @@ class PmpCheckpointConfig(PmpCheckpointSettings, dg.Config):
 
 
 @from_profile("reward_model")
-class RewardModelConfig(RewardModelSettings, dg.Config):
+class RewardModelConfig(RewardModelSettings, AuditLimits):
     audits_enforce: bool = True
 
 

@@ -7,7 +7,7 @@ import dagster as dg
 from rlaif_assets.assets.configuration import PolicyEvaluationConfig
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
 from rlaif_assets.assets.step3_preferences import judging_constitution_of
-from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Judgement, Label, Pair, Prompt, Split
+from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Judgement, Label, Pair, Prompt, Rejection, Split
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import HarmlessnessPreferencesSettings, ResponsePairsSettings
 
@@ -33,7 +33,7 @@ HELD_OUT: tuple[Split, ...] = ("dev", "test")
     owners=["team:alignment"],
     kinds={"duckdb", "mlflow", "huggingface"},
     pool="gpu",
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("evaluation_rates", EvaluationRate),
 )
 def policy_evaluation(
@@ -49,17 +49,24 @@ def policy_evaluation(
     def work() -> Product:
         from rlaif_assets.evaluation.pictures import rates_picture
         from rlaif_assets.evaluation.policies import evaluate
+        from rlaif_assets.evaluation.rates import policy_rates, win_rates
         from rlaif_assets.pocket.annotator import classify
 
+        stage.require_made_from("harmlessness_preferences", "response_pairs", "judging_constitution")
+        stage.require_made_from("response_pairs", "red_team_prompts")
         names = {"base": "base_model", "sl_cai": "sl_cai_checkpoint", "ppo": "ppo_policy"}
         policies = {name: stage.model(asset) for name, asset in names.items()}
         prompts = stage.prompts("red_team_prompts", "helpful_prompts", splits=HELD_OUT)
         answers, rejected = evaluate(policies, prompts, config, classify, stage.progress)
-        rates = _rates(stage, answers, config)
+        judged, self_judged, unjudged = _judged_duels(stage, answers)
+        rates: list[EvaluationRate] = []
+        for split in HELD_OUT:
+            rates += policy_rates(answers, split, config.bootstrap, config.seed)
+            rates += win_rates(answers, split, config.bootstrap, config.seed, judged, self_judged)
         tables = {"evaluation_rates": rates, "evaluation_answers": answers}
         metrics = {"labels": _label_metrics(stage, policies["sl_cai"], config)}
         pictures = {"rates": rates_picture([rate for rate in rates if rate.split == "test"])}
-        return Product(tables, rejected, None, metrics, sum(row.tokens for row in answers), pictures)
+        return Product(tables, rejected + unjudged, None, metrics, sum(row.tokens for row in answers), pictures)
 
     return stage.record(work)
 
@@ -70,29 +77,21 @@ def _judging(stage: Stage) -> HarmlessnessPreferencesSettings:
     return HarmlessnessPreferencesSettings(**{n: settings[n] for n in HarmlessnessPreferencesSettings.model_fields})
 
 
-def _rates(stage: Stage, answers: list[EvaluationAnswer], config: PolicyEvaluationConfig) -> list[EvaluationRate]:
-    from rlaif_assets.evaluation.rates import policy_rates, win_rates
-
-    judged, self_judged = _judged_duels(stage, answers)
-    rates: list[EvaluationRate] = []
-    for split in HELD_OUT:
-        rates += policy_rates(answers, split, config.bootstrap, config.seed)
-        rates += win_rates(answers, split, config.bootstrap, config.seed, judged, self_judged)
-    return rates
-
-
-def _judged_duels(stage: Stage, answers: list[EvaluationAnswer]) -> tuple[dict[tuple[str, str], int], bool]:
-    """Duels decided by the feedback model where no gold annotator knows the prompts; and whether it made the labels."""
+def _judged_duels(
+    stage: Stage, answers: list[EvaluationAnswer]
+) -> tuple[dict[tuple[str, str], int], bool, list[Rejection]]:
+    """Duels decided by the feedback model where no gold annotator knows the prompts; whether it made the labels; and
+    the duels that it could not read."""
     from rlaif_assets.evaluation.duels import judge_duels
     from rlaif_assets.training.examples import prompts_by_id
 
     unknown = prompts_by_id(p for p in stage.prompts("red_team_prompts", splits=HELD_OUT) if p.kind == "unknown")
     if not unknown:
-        return {}, False
+        return {}, False, []
     judge, constitution = stage.model("feedback_model"), judging_constitution_of(stage)
-    judged, _ = judge_duels(judge, constitution, unknown, answers, _judging(stage), stage.progress)
+    judged, unjudged = judge_duels(judge, constitution, unknown, answers, _judging(stage), stage.progress)
     labels = stage.rows(Label, "harmlessness_preferences", "labels")
-    return judged, any(label.annotator == judge.fingerprint for label in labels)
+    return judged, any(label.annotator == judge.fingerprint for label in labels), unjudged
 
 
 def _label_metrics(stage: Stage, policy: "LocalModel", config: PolicyEvaluationConfig) -> dict[str, Any]:

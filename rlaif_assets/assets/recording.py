@@ -21,10 +21,11 @@ import dagster as dg
 from pydantic import BaseModel
 
 from rlaif_assets.assets.progress import make_progress
+from rlaif_assets.feedback.limits import under_limits
 from rlaif_assets.instance import tag_run
 from rlaif_assets.records import Prompt, Rejection
 from rlaif_assets.resources import Compute, Storage, Tracking
-from rlaif_assets.settings import SettingsError
+from rlaif_assets.settings import AuditsSettings, SettingsError
 from rlaif_assets.store.errors import StoreError, TrackingError
 
 if TYPE_CHECKING:
@@ -116,11 +117,23 @@ class Stage:
         self._device = str(model.device)
         return model
 
-    def require_passed_audits(self, asset: str, enforce: bool) -> None:
-        """The gate that holds across runs: raises Failure unless every verdict on this input is there and passed."""
-        verdicts = self.warehouse.rows("verdicts", self.inputs[asset].snapshot_id)
+    def require_made_from(self, asset: str, *others: str) -> None:
+        """Raises StoreError unless this input was made from what this stage reads of these others: rows name rows."""
+        record = self.inputs[asset]
+        for other in others:
+            if record.inputs[other] != self.inputs[other].snapshot_id:
+                raise StoreError(
+                    f"{self.asset}: {asset} {record.snapshot_id} was made from {other} {record.inputs[other]}, and the "
+                    f"current one is {self.inputs[other].snapshot_id}: materialize {asset} first"
+                )
+
+    def require_passed_audits(self, asset: str, audits: AuditsSettings) -> None:
+        """The gate that holds across runs: raises Failure unless every verdict on this input is there and passes under
+        these limits, whichever it was audited under."""
+        with user_errors():
+            verdicts = under_limits(self.warehouse.rows("verdicts", self.inputs[asset].snapshot_id), audits)
         failed = [f"{row['audit']} ({row['value']}, limit {row['threshold']})" for row in verdicts if not row["passed"]]
-        if enforce and (failed or not verdicts):
+        if audits.enforce and (failed or not verdicts):
             raise dg.Failure(
                 f"{self.asset} refuses {asset} {self.inputs[asset].snapshot_id}: "
                 + (f"failed audits: {', '.join(failed)}" if failed else "it was never audited")
@@ -181,14 +194,15 @@ class Stage:
     def record_source(self, read: Callable[[], Product]) -> dg.MaterializeResult:
         """Reads a source, always; equal content under equal settings is the snapshot that is there already.
 
-        Where the source lies (`path`) is no part of the key, its content is part of the id. Has no MLflow run: stages
-        that use the rows log them as their inputs.
+        Where the source lies (`path`) is no part of the key, its content is part of the id: the rows kept, and what
+        was refused and why. Has no MLflow run: stages that use the rows log them as their inputs.
         """
         settings = {name: value for name, value in self.config.model_dump().items() if name != "path"}
         with user_errors():
             started = time.monotonic()
             product = read()
-            record, reused = self._publish(self._key(settings), product, time.monotonic() - started)
+            key = self._key({**settings, "refused": [[row.reason, row.text] for row in product.rejected]})
+            record, reused = self._publish(key, product, time.monotonic() - started)
             return self._result(record, reused)
 
     @property

@@ -14,7 +14,7 @@ from rlaif_assets.resources import Compute, Storage, Tracking
     owners=["team:alignment"],
     kinds={"trl", "huggingface", "mlflow"},
     pool="gpu",
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("answers", Answer),
 )
 def sl_cai_checkpoint(
@@ -32,6 +32,7 @@ def sl_cai_checkpoint(
         from rlaif_assets.training import examples
         from rlaif_assets.training.sft import train_sft
 
+        stage.require_made_from("revised_responses", "red_team_prompts")
         revisions = stage.rows(Revision, "revised_responses", "revisions")
         revisions = examples.revisions_to_imitate(revisions, config.revisions)
         harmful, helpful = stage.prompts("red_team_prompts"), stage.prompts("helpful_prompts")
@@ -41,7 +42,9 @@ def sl_cai_checkpoint(
         train, heldout = examples.split_heldout(rows, examples.conversation_id, config.heldout_share, config.seed)
         base, folder = stage.folder("base_model"), stage.work_folder()
         metrics = train_sft(base, train, heldout, config, folder, compute.settings(), stage.log)
-        tables = {"answers": answers, "training_rows": examples.training_rows(train, heldout)}
+        used = examples.training_rows(train, heldout, metrics["dropped_row_ids"])
+        rejected += examples.dropped_rows(metrics, config.max_length)
+        tables = {"answers": answers, "training_rows": used}
         return Product(tables, rejected, folder, metrics, metrics["tokens"])
 
     return stage.record(work)

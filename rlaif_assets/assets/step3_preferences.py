@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, ResponsePairsConfig
+from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, ResponsePairsConfig, without_limits
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
 from rlaif_assets.records import JudgingConstitution, JudgingExample, JudgingPrinciple, Label, Pair
 from rlaif_assets.resources import Compute, Storage, Tracking
@@ -66,6 +66,7 @@ def harmlessness_preferences(
 
         constitution = judging_constitution_of(stage)
         prompts = prompts_by_id(stage.prompts("red_team_prompts"))
+        stage.require_made_from("response_pairs", "red_team_prompts")
         pairs, judge = stage.rows(Pair, "response_pairs", "pairs"), stage.model("feedback_model")
         judgements, rejected = judge_pairs(judge, constitution, prompts, pairs, config, stage.progress)
         labels = make_labels(judgements)
@@ -73,7 +74,7 @@ def harmlessness_preferences(
         tables = {"labels": labels, "judgements": judgements, "verdicts": verdicts}
         return Product(tables, rejected, tokens=sum(row.tokens_in for row in judgements))
 
-    return stage.record(work)
+    return stage.record(work, lambda: without_limits(config))
 
 
 def judging_constitution_of(stage: Stage) -> JudgingConstitution:

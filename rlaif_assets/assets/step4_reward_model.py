@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from rlaif_assets.assets.configuration import PmpCheckpointConfig, RewardModelConfig
+from rlaif_assets.assets.configuration import PmpCheckpointConfig, RewardModelConfig, without_limits
 from rlaif_assets.assets.recording import Product, Stage
 from rlaif_assets.records import CommunityPair, Comparison, Label, Pair
 from rlaif_assets.resources import Compute, Storage, Tracking
@@ -16,7 +16,7 @@ GROUP = "step_4_reward_model"
     owners=["team:alignment"],
     kinds={"pytorch", "huggingface", "mlflow"},
     pool="gpu",
-    code_version="1",
+    code_version="2",
 )
 def pmp_checkpoint(
     context: dg.AssetExecutionContext,
@@ -40,7 +40,9 @@ def pmp_checkpoint(
         options = {**examples.training_options(config), "center_coefficient": 0.0}
         places = {"output": folder, "compute": compute.settings(), "log": stage.log}
         metrics = train_preference_model(start, *rows, **options, **places)
-        return Product({"training_rows": examples.training_rows(*rows)}, (), folder, metrics, metrics["tokens"])
+        used = examples.training_rows(*rows, metrics["dropped_row_ids"])
+        rejected = examples.dropped_rows(metrics, config.max_length)
+        return Product({"training_rows": used}, rejected, folder, metrics, metrics["tokens"])
 
     return stage.record(work)
 
@@ -58,7 +60,7 @@ def pmp_checkpoint(
     owners=["team:alignment"],
     kinds={"pytorch", "huggingface", "mlflow"},
     pool="gpu",
-    code_version="1",
+    code_version="2",
 )
 def reward_model(
     context: dg.AssetExecutionContext,
@@ -69,12 +71,15 @@ def reward_model(
 ) -> dg.MaterializeResult:
     """The preference model on harmlessness labels and helpfulness comparisons; refuses labels that failed audits."""
     stage = Stage(context, config, storage, compute, tracking)
-    stage.require_passed_audits("harmlessness_preferences", config.audits_enforce)
+    stage.require_passed_audits("harmlessness_preferences", config.audits())
 
     def work() -> Product:
         from rlaif_assets.evaluation.pictures import reliability_picture
+        from rlaif_assets.training.examples import dropped_rows
         from rlaif_assets.training.reward_model import train_reward_model
 
+        stage.require_made_from("harmlessness_preferences", "response_pairs")
+        stage.require_made_from("response_pairs", "red_team_prompts")
         metrics, used = train_reward_model(
             stage.folder("pmp_checkpoint" if config.pretrain else "base_model"),
             stage.rows(Label, "harmlessness_preferences", "labels"),
@@ -88,6 +93,7 @@ def reward_model(
         )
         bins = {source: found["reliability"] for source, found in metrics["heldout"].items()}
         pictures = {"reliability": reliability_picture(bins)}
-        return Product({"training_rows": used}, (), folder, metrics, metrics["tokens"], pictures)
+        rejected = dropped_rows(metrics, config.max_length)
+        return Product({"training_rows": used}, rejected, folder, metrics, metrics["tokens"], pictures)
 
-    return stage.record(work)
+    return stage.record(work, lambda: without_limits(config))

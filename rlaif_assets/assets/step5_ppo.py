@@ -16,7 +16,7 @@ CURVES = ("score", "kl", "length")
     owners=["team:alignment"],
     kinds={"pytorch", "huggingface", "mlflow"},
     pool="gpu",
-    code_version="1",
+    code_version="2",
 )
 def ppo_policy(
     context: dg.AssetExecutionContext,
@@ -44,6 +44,6 @@ def ppo_policy(
         )
         pictures = {"training": curves_picture({name: stage.history[name] for name in CURVES})}
         tokens = sum(row["tokens"] for row in result.rollouts)
-        return Product({"rollouts": result.rollouts}, (), folder, result.metrics, tokens, pictures)
+        return Product({"rollouts": result.rollouts}, result.rejected, folder, result.metrics, tokens, pictures)
 
     return stage.record(work, registered=REGISTERED_NAME)

@@ -53,13 +53,15 @@ def new_label_metrics(
     """`label_metrics` of labels on pairs that the policy answers anew to these prompts; nothing is trained on them.
 
     Only decisive pairs are judged: those about which gold, under the principle drawn for the pair, prefers a response.
+    `rejected_pairs` counts the draws that gave no pair (see `sample_pairs`) and the pairs that could not be judged.
     """
     by_id = {prompt.prompt_id: prompt for prompt in prompts if is_pocket_prompt(prompt.text)}
-    pairs, _ = sample_pairs(policy, list(by_id.values()), sampling, progress)
+    pairs, no_pairs = sample_pairs(policy, list(by_id.values()), sampling, progress)
     questions = judge_questions(judge.fingerprint, constitution, by_id, pairs, judging)[:: len(ORDERS)]
     decisive = [q.pair for q in questions if _better(q.principle.kind, by_id[q.pair.prompt_id], q.pair) is not None]
-    judgements, _ = judge_pairs(judge, constitution, by_id, decisive, judging, progress)
-    return stored_label_metrics(constitution, prompts, decisive, make_labels(judgements), judgements)
+    judgements, unjudged = judge_pairs(judge, constitution, by_id, decisive, judging, progress)
+    found = stored_label_metrics(constitution, prompts, decisive, make_labels(judgements), judgements)
+    return found | {"rejected_pairs": len(no_pairs) + len(unjudged)}
 
 
 def _better(kind: str | None, prompt: Prompt, pair: Pair) -> Literal[0, 1] | None:

@@ -3,7 +3,7 @@
 Pre-training pairs of community votes become examples in `pmp`; tokens and losses belong to the trainers.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from rlaif_assets.records import (
@@ -14,6 +14,7 @@ from rlaif_assets.records import (
     Pair,
     PreferenceExample,
     Prompt,
+    Rejection,
     Revision,
     SftExample,
 )
@@ -93,13 +94,23 @@ def comparison_examples(comparisons: Sequence[Comparison], weight: float) -> lis
     ]
 
 
-def training_rows(train: Sequence[Any], heldout: Sequence[Any]) -> list[dict[str, str]]:
-    """One row {row_id, role, source} per example: what the weights were made of."""
+def training_rows(
+    train: Sequence[Any], heldout: Sequence[Any], dropped_row_ids: Collection[str]
+) -> list[dict[str, str]]:
+    """One row {row_id, role, source} per example that the trainer did not drop: what the weights were made of."""
+    dropped = set(dropped_row_ids)
     return [
         {"row_id": example.row_id, "role": role, "source": example.source}
         for role, examples in (("train", train), ("heldout", heldout))
         for example in examples
+        if example.row_id not in dropped
     ]
+
+
+def dropped_rows(metrics: Mapping[str, Any], max_length: int) -> list[Rejection]:
+    """The rows that a trainer's metrics name as dropped."""
+    reason = f"neither trained on nor held out: longer than {max_length} tokens or than the model's context"
+    return [Rejection(dropped, reason) for dropped in metrics["dropped_row_ids"]]
 
 
 def pair_texts(pairs: Sequence[Pair], prompts: Mapping[str, Prompt]) -> tuple[list[Sequence[Message]], list[str]]:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlaif_assets.language_models.chat import encode_conversation, encode_prompt
+from rlaif_assets.language_models.chat import encode_prompt
 from rlaif_assets.language_models.local import LocalModel, load_model
-from rlaif_assets.records import Prompt
+from rlaif_assets.records import Prompt, Rejection
 from rlaif_assets.settings import ComputeSettings, PpoPolicySettings
 from rlaif_assets.store.fingerprint import draw_seed
 from rlaif_assets.training import ppo_math
@@ -34,10 +34,12 @@ MAX_SKIPPED_STEPS = 5
 @dataclass(frozen=True)
 class PpoResult:
     """`metrics`: means over the last tenth of the updates, and totals. `rollouts`: one row per answer, in order, with
-    prompt_id, update, text, score (normalised, as rewarded), kl (nats, summed over the answer) and tokens."""
+    prompt_id, update, text, score (normalised, as rewarded), kl (nats, summed over the answer) and tokens. `rejected`:
+    the prompts that were never drawn because they are too long."""
 
     metrics: dict[str, float]
     rollouts: list[dict[str, Any]]
+    rejected: list[Rejection]
 
 
 @dataclass
@@ -189,10 +191,7 @@ def sample_rollouts(
 def score(scorer: PreferenceScorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
     """(N,) raw scores. Text passes between the models, so their tokenizers may differ; what is too long for the
     preference model loses its beginning. Raises TrainingError for a score that is not finite."""
-    tokenizer: Any = scorer.tokenizer
-    pairs = zip(prompts, texts, strict=True)
-    sequences = [encode_conversation(tokenizer, prompt.messages, text)[0] for prompt, text in pairs]
-    scores = scorer.token_scores([ids[-scorer.limit :] for ids in sequences])
+    scores = scorer.scores([prompt.messages for prompt in prompts], texts)
     if not np.isfinite(scores).all():
         bad = prompts[int(np.flatnonzero(~np.isfinite(scores))[0])].prompt_id
         raise TrainingError(f"the reward model's score of an answer to prompt {bad} is not finite: train it again")
@@ -299,6 +298,7 @@ def train_ppo(
     harmful_rows = round(settings.rollouts * settings.harmful_share)
     sources: list[tuple[Iterator[Prompt], int]] = []
     encoded: dict[str, list[int]] = {}
+    rejected: list[Rejection] = []
     for name, prompts, rows in (
         ("red_team_prompts", red_team, harmful_rows),
         ("helpful_prompts", helpful, settings.rollouts - harmful_rows),
@@ -310,6 +310,8 @@ def train_ppo(
                 f"fits: change ppo_policy.harmful_share or max_prompt_tokens ({settings.max_prompt_tokens})"
             )
         encoded |= fitting
+        reason = f"longer than {settings.max_prompt_tokens} tokens, or no room in the context for a whole answer"
+        rejected += [Rejection(p.prompt_id, reason, p.text) for p in prompts if p.prompt_id not in fitting]
         sources.append((prompt_order([p for p in prompts if p.prompt_id in fitting], settings.seed, name), rows))
 
     shuffle = torch.Generator().manual_seed(settings.seed)
@@ -401,4 +403,4 @@ def train_ppo(
 
     model.save_pretrained(output)
     local.tokenizer.save_pretrained(output)
-    return PpoResult(summary(history), rows_out)
+    return PpoResult(summary(history), rows_out, rejected)

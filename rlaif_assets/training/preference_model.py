@@ -148,11 +148,11 @@ class PreferenceScorer:
     def scores(self, messages: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:
         """Scores [n] (float64) of each conversation's response, in the order given.
 
-        Raises TrainingError for a conversation that is longer than the model's context.
+        A conversation that is longer than the model's context loses its beginning.
         """
         return self.token_scores(
             [
-                encode_conversation(self.tokenizer, list(conversation), response)[0]
+                encode_conversation(self.tokenizer, list(conversation), response)[0][-self.limit :]
                 for conversation, response in zip(messages, responses, strict=True)
             ]
         )

@@ -27,7 +27,7 @@ def train_reward_model(
     """Trains from the folder `start` on soft labels and comparisons together and saves the model in `output`.
 
     Returns the metrics of `train_preference_model` with `normalisation` (mean and spread of the scores of all `pairs`),
-    and one row {row_id, role, source} per example. `prompts` are those that `pairs` answer. Raises TrainingError.
+    and one row {row_id, role, source} per example used. `prompts` are those that `pairs` answer. Raises TrainingError.
     """
     by_id = examples.prompts_by_id(prompts)
     rows = examples.label_examples(labels, pairs, by_id, settings.ai_weight)
@@ -37,4 +37,4 @@ def train_reward_model(
     metrics = train_preference_model(start, *split, **options, output=output, compute=compute, log=log)
     scores = PreferenceScorer(output, compute).scores(*examples.pair_texts(pairs, by_id))
     metrics["normalisation"] = write_normalisation(output, scores)
-    return metrics, examples.training_rows(*split)
+    return metrics, examples.training_rows(*split, metrics["dropped_row_ids"])

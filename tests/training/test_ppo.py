@@ -354,7 +354,10 @@ def test_prompts_beyond_the_limit_are_left_out(policy: Path, reward_model: Path,
     lengths = {p.prompt_id: len(encode_prompt(local.tokenizer, p.messages)) for p in RED_TEAM + HELPFUL}
     limit = sorted(lengths.values())[4]
     run = Trained(policy, reward_model, tmp_path / "out", max_prompt_tokens=limit)
-    assert {row["prompt_id"] for row in run.result.rollouts} <= {name for name, n in lengths.items() if n <= limit}
+    fitting = {name for name, n in lengths.items() if n <= limit}
+    assert {row["prompt_id"] for row in run.result.rollouts} <= fitting
+    assert {row.where for row in run.result.rejected} == lengths.keys() - fitting
+    assert all(f"{limit} tokens" in row.reason and row.text for row in run.result.rejected)
 
 
 def test_a_score_that_is_not_finite_is_an_error(
