@@ -77,17 +77,18 @@ def test_a_changed_row_number_or_weight_is_told_and_blamed_on_the_first_stage(
     now["harmlessness_preferences"]["numbers"]["judgements.p_a"][0] += 0.02
     now["pmp_checkpoint"]["weights"]["score.weight"][1] += 0.2
     assert [problem.partition(" (")[0] for problem in problems(found, now, inputs)] == [
-        f"response_pairs: {UNVERSIONED} 1",
+        f"response_pairs: {UNVERSIONED} {found['response_pairs']['code_version']}",
         "harmlessness_preferences: its content follows inputs or settings that changed: rewrite the file",
-        f"pmp_checkpoint: {UNVERSIONED} 1",
+        f"pmp_checkpoint: {UNVERSIONED} {found['pmp_checkpoint']['code_version']}",
     ]
 
 
 def test_a_raised_version_asks_for_a_new_file(found: Golden, inputs: dict[str, list[str]]) -> None:
     now = copy.deepcopy(found)
-    now["revised_responses"]["code_version"] = 2
+    version = found["revised_responses"]["code_version"]
+    now["revised_responses"]["code_version"] = version + 1
     assert problems(found, now, inputs) == [
-        "revised_responses: the golden content is of code_version 1, not 2: rewrite the file"
+        f"revised_responses: the golden content is of code_version {version}, not {version + 1}: rewrite the file"
     ]
     now["revised_responses"]["tables"]["revisions"]["hash"] = "another"
     assert len(problems(found, now, inputs)) == 1
