@@ -256,11 +256,12 @@ class TestLogprobs:
 
     def test_rating_digits(self, kind: Kind, local: Callable[[Kind], LocalModel]) -> None:
         tokenizer = local(kind).tokenizer
-        opening, variants = option_tokens(tokenizer, RATING_PREFILL, RATING_SCALE)
-        # " 1" is one token for two of the tokenizers, so that the blank is not read before it.
-        assert str(tokenizer.decode(list(opening))).rstrip() == "The rating is:"
-        for digit, ids in zip(RATING_SCALE, variants, strict=True):
-            assert encode_text(tokenizer, f"{RATING_PREFILL}{digit}")[len(opening)] in ids
+        # " 1" is one token for two of the tokenizers, so that a blank at the end is not read before it.
+        for prefill, read in ((RATING_PREFILL, RATING_PREFILL), ("The rating is: ", "The rating is:")):
+            opening, variants = option_tokens(tokenizer, prefill, RATING_SCALE)
+            assert str(tokenizer.decode(list(opening))).rstrip() == read
+            for digit, ids in zip(RATING_SCALE, variants, strict=True):
+                assert encode_text(tokenizer, f"{prefill}{digit}")[len(opening)] in ids
         assert local(kind).option_logprobs(QUESTIONS[:2], RATING_PREFILL, RATING_SCALE)[0].shape == (2, 9)
 
     def test_answers_equal_a_plain_forward(self, kind: Kind, local: Callable[[Kind], LocalModel]) -> None:
