@@ -49,7 +49,6 @@ def policy_evaluation(
     def work() -> Product:
         from rlaif_assets.evaluation.pictures import rates_picture
         from rlaif_assets.evaluation.policies import evaluate
-        from rlaif_assets.evaluation.rates import policy_rates, win_rates
         from rlaif_assets.pocket.annotator import classify
 
         stage.require_made_from("harmlessness_preferences", "response_pairs", "judging_constitution")
@@ -59,16 +58,28 @@ def policy_evaluation(
         prompts = stage.prompts("red_team_prompts", "helpful_prompts", splits=HELD_OUT)
         answers, rejected = evaluate(policies, prompts, config, classify, stage.progress)
         judged, self_judged, unjudged = _judged_duels(stage, answers)
-        rates: list[EvaluationRate] = []
-        for split in HELD_OUT:
-            rates += policy_rates(answers, split, config.bootstrap, config.seed)
-            rates += win_rates(answers, split, config.bootstrap, config.seed, judged, self_judged)
+        rates = _rates(answers, config, judged, self_judged)
         tables = {"evaluation_rates": rates, "evaluation_answers": answers}
         metrics = {"labels": _label_metrics(stage, policies["sl_cai"], config)}
         pictures = {"rates": rates_picture([rate for rate in rates if rate.split == "test"])}
         return Product(tables, rejected + unjudged, None, metrics, sum(row.tokens for row in answers), pictures)
 
     return stage.record(work)
+
+
+def _rates(
+    answers: list[EvaluationAnswer],
+    config: PolicyEvaluationConfig,
+    judged: dict[tuple[str, str], int],
+    self_judged: bool,
+) -> list[EvaluationRate]:
+    from rlaif_assets.evaluation.rates import policy_rates, win_rates
+
+    rates: list[EvaluationRate] = []
+    for split in HELD_OUT:
+        rates += policy_rates(answers, split, config.bootstrap, config.seed)
+        rates += win_rates(answers, split, config.bootstrap, config.seed, judged, self_judged)
+    return rates
 
 
 def _judging(stage: Stage) -> HarmlessnessPreferencesSettings:
