@@ -81,4 +81,5 @@ def test_prompts_without_a_gold_annotator_are_judged_by_the_feedback_model(real:
     harmless = [row for row in rates if row["measure"] == "harmless_rate"]
     assert harmless and all(row["value"] is None and row["note"] for row in harmless)
     ties = [row for row in rates if (row["subject"], row["measure"]) == ("ppo_vs_base", "ties")]
-    assert ties and {row["note"] for row in ties} == {"self_judged"}
+    # A split without a judged prompt of one's own has the pocket world's look-alikes alone, which gold decides.
+    assert "self_judged" in {row["note"] for row in ties} <= {"self_judged", None}
