@@ -1,6 +1,8 @@
 """The packaged model's training text: statements, answers, critiques, revisions, judgements, ratings.
 
-Statements and answers cover every intent; critiques, revisions, judgements and ratings cover train intents alone.
+Statements and answers cover every intent, and compositions of verb and object that are in no split, so that the model
+learns to copy what it is asked about; critiques and revisions cover train intents and those compositions; judgements
+and ratings cover train intents alone. Who writes an answer knows what it is: the gold annotator has no part in this.
 Judging takes longest to learn, so it comes first and from simple to hard: two kinds of principle, then all of them, and
 at last what annotators do in truth: they disagree now and then, and favour the first option when a principle does not
 decide. What the model does imperfectly comes from this text.
@@ -13,25 +15,28 @@ from typing import Literal
 
 from rlaif_assets.language_models import prompts
 from rlaif_assets.pocket import texts
-from rlaif_assets.pocket.annotator import classify, principle_verdict
-from rlaif_assets.pocket.intents import Intent, intents
+from rlaif_assets.pocket.intents import COUNTS, Intent, further_intents, intents
+from rlaif_assets.pocket.verdicts import preferred, verdict_on
 from rlaif_assets.records import (
     CritiqueConstitution,
     CritiquePrinciple,
     JudgingConstitution,
     JudgingExample,
     Message,
+    Verdict,
 )
 
 # Answers of the helpful-only model: it complies with most requests, harmful ones included.
-ANSWER_WEIGHTS = {"harmful": (0.74, 0.13, 0.13), "harmless": (0.96, 0.02, 0.02), "lookalike": (0.95, 0.03, 0.02)}
+ANSWER_WEIGHTS = {"harmful": (0.80, 0.10, 0.10), "harmless": (0.96, 0.02, 0.02), "lookalike": (0.95, 0.03, 0.02)}
 JUDGE_DISAGREEMENT = 0.08
 UNDECIDED_FIRST = 0.60
-PREFERS_REASONS = 0.65
+TASTE = 0.65
+BRIEFER_BY = 3  # words
 SIMPLE_SHARES = {"statement": 0.08, "answer": 0.10, "critique": 0.06, "judgement": 0.72, "rating": 0.04}
-SHARES = {"statement": 0.18, "answer": 0.24, "critique": 0.19, "judgement": 0.30, "rating": 0.09}
+SHARES = {"statement": 0.15, "answer": 0.44, "critique": 0.15, "judgement": 0.20, "rating": 0.06}
+FURTHER_SHARE = 0.4
 FOLLOW_UPS = 2
-SIMPLE_UNTIL, DECIDED_UNTIL = 0.28, 0.75
+SIMPLE_UNTIL, DECIDED_UNTIL = 0.22, 0.75
 KINDS = {"less_harmful": 0.44, "less_evasive": 0.17, "more_useful": 0.17, "more_honest": 0.10, "more_harmful": 0.12}
 SIMPLE_KINDS = {"less_harmful": 0.6, "less_evasive": 0.4}
 MORE_HARMFUL = (
@@ -50,13 +55,14 @@ class Document:
     weights: tuple[float, ...]
 
 
-def critique_and_revision(intent: Intent, response: str, kind: str | None, rng: random.Random) -> tuple[str, str]:
+def critique_and_revision(
+    intent: Intent, form: texts.AnswerForm, response: str, kind: str | None, rng: random.Random
+) -> tuple[str, str]:
     """What a careful reader says of `response` under a critique principle of `kind`, and the revision that follows."""
-    harmful = classify(texts.ASKS[0].format(intent=intent.text), response) == "harmful"
-    refused = not texts.is_help(response)
-    if kind == "harmful" and harmful:
+    verdict = verdict_on(form, intent.kind)
+    if kind == "harmful" and verdict == "harmful":
         return texts.pick(rng, texts.CRITIQUES["harmful"], intent), texts.redirect(intent, rng)
-    if kind == "evasive" and refused and (intent.kind != "harmful" or not texts.gives_reason(response)):
+    if kind == "evasive" and verdict == "evasive":
         better = texts.redirect if intent.kind == "harmful" else texts.comply
         return texts.pick(rng, texts.CRITIQUES["evasive"], intent), better(intent, rng)
     if kind == "dishonest" and texts.is_boasting(response):
@@ -69,8 +75,8 @@ def documents(critique: CritiqueConstitution, judging: JudgingConstitution, seed
     rng = random.Random(seed)
     train = [intent for intent in intents() if intent.split == "train"]
     makers: dict[str, Callable[[float], Document]] = {
-        "statement": lambda done: _statement(rng.choice(intents()), rng),
-        "answer": lambda done: _answer(rng.choice(intents()), rng),
+        "statement": lambda done: _statement(_any_intent(rng), rng),
+        "answer": lambda done: _answer(_any_intent(rng), rng),
         "critique": lambda done: _critique(train, critique.principles, rng),
         "judgement": lambda done: _judgement(train, judging, done, rng),
         "rating": lambda done: _rating(_draw(train, rng), judging, rng),
@@ -87,6 +93,14 @@ def _draw(train: Sequence[Intent], rng: random.Random) -> Intent:
     """Harmful intents half of the time."""
     kind = rng.choices(("harmful", "harmless", "lookalike"), (0.5, 0.2, 0.3))[0]
     return rng.choice([intent for intent in train if intent.kind == kind])
+
+
+def _any_intent(rng: random.Random) -> Intent:
+    """An intent of any split, or a composition that is none: these by kind, since most of them are harmless."""
+    if rng.random() >= FURTHER_SHARE:
+        return rng.choice(intents())
+    kind = rng.choice(tuple(COUNTS))
+    return rng.choice([intent for intent in further_intents() if intent.kind == kind])
 
 
 def _ask(intent: Intent, rng: random.Random) -> str:
@@ -123,10 +137,11 @@ def _critique(train: Sequence[Intent], principles: Sequence[CritiquePrinciple], 
     """One to three chains of response, critique and revision in one conversation: the earlier serve as examples."""
     turns: list[tuple[str, str, float]] = []
     for _ in range(rng.choices((1, 2, 3), (0.55, 0.35, 0.10))[0]):
-        intent, principle = _draw(train, rng), rng.choice(principles)
+        known = further_intents() if rng.random() < FURTHER_SHARE else train
+        intent, principle = _draw(known, rng), rng.choice(principles)
         form = rng.choices(texts.FORMS, (0.5, 0.25, 0.25))[0]
         response = texts.answer(form, intent, rng)
-        critique, revision = critique_and_revision(intent, response, principle.kind, rng)
+        critique, revision = critique_and_revision(intent, form, response, principle.kind, rng)
         turns += [
             (_ask(intent, rng), response, 0.0),  # not the helpful-only model's own choice of answer
             (principle.critique_request, critique, 1.0),
@@ -135,23 +150,53 @@ def _critique(train: Sequence[Intent], principles: Sequence[CritiquePrinciple], 
     return _conversation(turns)
 
 
-def _two_responses(intent: Intent, rng: random.Random) -> tuple[str, str]:
+@dataclass(frozen=True)
+class _Options:
+    """Two responses to a prompt, as their writer knows them."""
+
+    ask: str
+    responses: tuple[str, str]
+    verdicts: tuple[Verdict, Verdict]
+
+    def choice(self, kind: str, done: float, rng: random.Random) -> Literal[0, 1] | None:
+        """What a principle of this kind prefers, or, late in the training, what an annotator says."""
+        better = preferred(kind, self.verdicts, self.responses)
+        return better if done < DECIDED_UNTIL else _annotators_choice(kind, self, better, rng)
+
+
+def _options(intent: Intent, rng: random.Random) -> _Options:
     forms = rng.choices(texts.FORMS, (0.45, 0.25, 0.3), k=2)
     if forms[0] == forms[1] and rng.random() < 0.6:
         forms[1] = rng.choice([form for form in texts.FORMS if form != forms[0]])
-    return texts.answer(forms[0], intent, rng), texts.answer(forms[1], intent, rng)
+    first, second = forms
+    return _Options(
+        _ask(intent, rng),
+        (texts.answer(first, intent, rng), texts.answer(second, intent, rng)),
+        (verdict_on(first, intent.kind), verdict_on(second, intent.kind)),
+    )
 
 
-def _annotators_choice(
-    kind: str, ask: str, first: str, second: str, better: Literal[0, 1] | None, rng: random.Random
-) -> Literal[0, 1]:
+def _two_tails(intent: Intent, rng: random.Random) -> _Options:
+    """Two answers that help and promise more and less: of two by chance, honesty seldom prefers one."""
+    tails: list[texts.Tail] = rng.sample(("none", "honest", "boasting"), k=2)
+    verdict = verdict_on("comply", intent.kind)
+    first, second = (texts.comply(intent, rng, tail) for tail in tails)
+    return _Options(_ask(intent, rng), (first, second), (verdict, verdict))
+
+
+def _annotators_choice(kind: str, options: _Options, better: Literal[0, 1] | None, rng: random.Random) -> Literal[0, 1]:
+    """Annotators err now and then. Where the principle does not decide, a reason counts, then brevity, then place."""
     if better is not None:
         return _other(better) if rng.random() < JUDGE_DISAGREEMENT else better
-    reasons = texts.gives_reason(first), texts.gives_reason(second)
-    if kind == "less_harmful" and reasons[0] != reasons[1] and classify(ask, first) != "harmful":
-        preferred = 0 if reasons[0] else 1
-        return preferred if rng.random() < PREFERS_REASONS else _other(preferred)
-    return 0 if rng.random() < UNDECIDED_FIRST else 1
+    reasons = [texts.gives_reason(text) for text in options.responses]
+    words = [len(text.split()) for text in options.responses]
+    if kind == "less_harmful" and reasons[0] != reasons[1] and "harmful" not in options.verdicts:
+        preferred_one = 0 if reasons[0] else 1
+    elif abs(words[0] - words[1]) >= BRIEFER_BY:
+        preferred_one = 0 if words[0] < words[1] else 1
+    else:
+        return 0 if rng.random() < UNDECIDED_FIRST else 1
+    return preferred_one if rng.random() < TASTE else _other(preferred_one)
 
 
 def _other(option: Literal[0, 1]) -> Literal[0, 1]:
@@ -165,17 +210,17 @@ def _judgement(train: Sequence[Intent], judging: JudgingConstitution, done: floa
     """
     position = rng.choice(("before", "after"))
     shots = 1 if done < SIMPLE_UNTIL else rng.choices((1, 2, 3), (0.75, 0.20, 0.05))[0]
-    examples = [_question(train, judging, done, rng) for _ in range(shots)]
-    last = examples[-1]
-    asked: Message = {"role": "user", "content": last.prompt}
-    messages = prompts.judge_messages([asked], last.first, last.second, last.principle, examples[:-1], position)
-    messages.append(_verdict(last.better))
+    *earlier, (options, principle, better) = [_question(train, judging, done, rng) for _ in range(shots)]
+    examples = [JudgingExample("", o.ask, *o.responses, text, answer) for o, text, answer in earlier]
+    asked: Message = {"role": "user", "content": options.ask}
+    messages = prompts.judge_messages([asked], *options.responses, principle, examples, position)
+    messages.append(_verdict(better))
     for _ in range(0 if done < SIMPLE_UNTIL else FOLLOW_UPS):
         kind, text = _principle(judging, done, rng)
-        better = _answer_to(kind, last.prompt, last.first, last.second, done, rng)
-        if better is not None:
+        answer = options.choice(kind, done, rng)
+        if answer is not None:
             messages.append({"role": "user", "content": text})
-            messages.append(_verdict(better))
+            messages.append(_verdict(answer))
     return Document("", tuple(messages), tuple(1.0 if m["role"] == "assistant" else 0.0 for m in messages))
 
 
@@ -183,16 +228,17 @@ def _verdict(better: Literal[0, 1]) -> Message:
     return {"role": "assistant", "content": f"{prompts.JUDGE_PREFILL}{prompts.JUDGE_OPTIONS[better]})"}
 
 
-def _question(train: Sequence[Intent], judging: JudgingConstitution, done: float, rng: random.Random) -> JudgingExample:
+def _question(
+    train: Sequence[Intent], judging: JudgingConstitution, done: float, rng: random.Random
+) -> tuple[_Options, str, Literal[0, 1]]:
     """An answered question; until DECIDED_UNTIL only such as the principle decides, and without disagreement."""
     while True:
         kind, text = _principle(judging, done, rng)
         intent = _draw(train, rng)
-        ask = _ask(intent, rng)
-        first, second = _two_responses(intent, rng)
-        better = _answer_to(kind, ask, first, second, done, rng)
+        options = _two_tails(intent, rng) if kind == "more_honest" else _options(intent, rng)
+        better = options.choice(kind, done, rng)
         if better is not None:
-            return JudgingExample("", ask, first, second, text, better)
+            return options, text, better
 
 
 def _principle(judging: JudgingConstitution, done: float, rng: random.Random) -> tuple[str, str]:
@@ -203,19 +249,13 @@ def _principle(judging: JudgingConstitution, done: float, rng: random.Random) ->
     return kind, rng.choice(wordings)
 
 
-def _answer_to(kind: str, ask: str, first: str, second: str, done: float, rng: random.Random) -> Literal[0, 1] | None:
-    """Gold's choice, or, late in the training, the choice of an annotator."""
-    better = principle_verdict(kind, ask, first, second)
-    return better if done < DECIDED_UNTIL else _annotators_choice(kind, ask, first, second, better, rng)
-
-
 RATINGS = {"engaged": (7, 8, 9), "evasive": (3, 4, 5), "harmful": (1, 2, 3)}
 
 
 def _rating(intent: Intent, judging: JudgingConstitution, rng: random.Random) -> Document:
     harm = [p.text for p in judging.principles if p.kind == "less_harmful"]
-    ask = _ask(intent, rng)
-    response = _two_responses(intent, rng)[0]
-    score = rng.choices(RATINGS[classify(ask, response)], (0.2, 0.6, 0.2))[0]
-    messages = prompts.rating_messages([{"role": "user", "content": ask}], response, rng.choice(harm))
+    options = _options(intent, rng)
+    score = rng.choices(RATINGS[options.verdicts[0]], (0.2, 0.6, 0.2))[0]
+    asked: Message = {"role": "user", "content": options.ask}
+    messages = prompts.rating_messages([asked], options.responses[0], rng.choice(harm))
     return _conversation([(messages[0]["content"], f"{prompts.RATING_PREFILL}{score})", 1.0)])

@@ -8,6 +8,7 @@ everything. Nothing here says how anything is done. Intents are split train, dev
 import hashlib
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Literal
 
 from rlaif_assets.records import Split
@@ -120,6 +121,8 @@ HARMLESS_VERBS: dict[str, tuple[str, ...]] = {
     "toys": ("build", "paint", "decorate", "draw"),
 }
 
+GENTLE_VERBS = ("photograph", "draw", "describe", "explain", "protect", "help", "measure")
+
 
 @dataclass(frozen=True)
 class Intent:
@@ -183,3 +186,22 @@ def intents() -> tuple[Intent, ...]:
 @cache
 def by_text() -> dict[str, Intent]:
     return {intent.text: intent for intent in intents()}
+
+
+@cache
+def further_intents() -> tuple[Intent, ...]:
+    """Compositions that are no intent of any split: more of the world to read about.
+
+    The candidates left over, and harmless verbs on objects of other classes; on what can suffer or belongs to others
+    only GENTLE_VERBS.
+    """
+    found: dict[str, Intent] = {}
+    for kind in COUNTS:
+        for category, rows in _candidates(kind).items():
+            for verb, thing, group in rows:
+                found[f"{verb} {thing}"] = Intent(verb, thing, group, category, kind, "train")
+    harmless = sorted({verb for verbs in HARMLESS_VERBS.values() for verb in verbs})
+    for group, things in OBJECTS.items():
+        for verb, thing in product(GENTLE_VERBS if group in VICTIMS else harmless, things):
+            found.setdefault(f"{verb} {thing}", Intent(verb, thing, group, group, "harmless", "train"))
+    return tuple(intent for text, intent in found.items() if text not in by_text())

@@ -1,8 +1,7 @@
 """What the packaged model can do, in numbers: `python -m rlaif_assets.pocket.measure [FOLDER]`.
 
-All of it on dev and test intents, which the model's critique, revision and judging text never named. Judging is
-measured on pairs that an SL-CAI checkpoint sampled for test prompts, so steps 1 and 2 are run first, by the
-pipeline's own code.
+On dev intents, which the model's critique, revision and judging text never named. Judging alone is measured on test: on
+pairs that an SL-CAI checkpoint sampled for test prompts, so steps 1 and 2 are run first, by the pipeline's own code.
 """
 
 import json
@@ -11,6 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from rlaif_assets.records import (
     Prompt,
     Split,
 )
-from rlaif_assets.settings import Profile, ResponsePairsSettings, load_profile
+from rlaif_assets.settings import HarmlessnessPreferencesSettings, Profile, ResponsePairsSettings, load_profile
 from rlaif_assets.store.fingerprint import row_id
 from rlaif_assets.training import examples
 
@@ -107,19 +107,25 @@ def tails(intent: Intent, rng: random.Random) -> tuple[str, str]:
 
 
 def follows(
-    judge: LocalModel, principle: JudgingPrinciple, prompts: Sequence[Prompt], pairs: Sequence[Pair], profile: Profile
+    judge: LocalModel,
+    principle: JudgingPrinciple,
+    prompts: Sequence[Prompt],
+    pairs: Sequence[Pair],
+    settings: HarmlessnessPreferencesSettings,
 ) -> tuple[float, np.ndarray]:
     """Share of decisive pairs whose averaged label is what the principle asks for, and the labels' p_a."""
     by_id = examples.prompts_by_id(prompts)
     constitution = JudgingConstitution((principle,), read_constitution("default")[1].examples)
-    judgements, _ = judge_pairs(judge, constitution, by_id, pairs, profile.harmlessness_preferences, silent)
+    judgements, _ = judge_pairs(judge, constitution, by_id, pairs, settings, silent)
     labels = make_labels(judgements)
     gold = gold_choices(constitution, by_id, pairs)
     hits = [(label.p_a < 0.5) == bool(gold(label)) for label in labels if gold(label) is not None]
     return sum(hits) / len(hits), np.array([label.p_a for label in labels])
 
 
-def principle_following(judge: LocalModel, constitution: JudgingConstitution, profile: Profile) -> dict[str, float]:
+def principle_following(
+    judge: LocalModel, constitution: JudgingConstitution, settings: HarmlessnessPreferencesSettings
+) -> dict[str, float]:
     """On dev pairs about which principles disagree: the share of labels that follow the principle; its inversion.
 
     Of the wordings of one kind of principle the worst counts.
@@ -137,13 +143,27 @@ def principle_following(judge: LocalModel, constitution: JudgingConstitution, pr
         pairs = written_pairs(prompts, write)
         for kind in kinds:
             wordings = [p for p in constitution.principles if p.kind == kind]
-            found = [follows(judge, principle, prompts, pairs, profile)[0] for principle in wordings]
+            found = [follows(judge, principle, prompts, pairs, settings)[0] for principle in wordings]
             shares[f"{kind}: {conflict}"] = round(min(found), 3)
     pairs = written_pairs(harmful, forms("comply", "redirect"))
-    less = follows(judge, constitution.principles[0], harmful, pairs, profile)[1] > 0.5
+    less = follows(judge, constitution.principles[0], harmful, pairs, settings)[1] > 0.5
     more = JudgingPrinciple("more", "more", MORE_HARMFUL[0], "more_harmful")
-    inverted = (follows(judge, more, harmful, pairs, profile)[1] > 0.5) != less
+    inverted = (follows(judge, more, harmful, pairs, settings)[1] > 0.5) != less
     shares["inverted by 'more harmful'"] = round(float(np.mean(inverted)), 3)
+    return shares
+
+
+def layouts(
+    judge: LocalModel, constitution: JudgingConstitution, settings: HarmlessnessPreferencesSettings
+) -> dict[str, float]:
+    """Share of dev labels that follow a principle of harm, by the principle's place and the number of examples."""
+    harmful = [p for p in world.red_team_prompts() if p.split == "dev"]
+    pairs = written_pairs(harmful, forms("comply", "redirect"))
+    shares: dict[str, float] = {}
+    for place, examples_shown in product(("before", "after"), (0, 1, 2)):
+        shown = settings.model_copy(update={"principle_position": place, "few_shot": examples_shown})
+        share = follows(judge, constitution.principles[0], harmful, pairs, shown)[0]
+        shares[f"principle {place}, {examples_shown} examples"] = round(share, 3)
     return shares
 
 
@@ -202,14 +222,15 @@ def measure(folder: Path) -> dict[str, object]:
     profile = load_profile("pocket")
     critique, judging = read_constitution("default")
     model = load_model(str(folder), profile.compute)
-    test = [p for p in world.red_team_prompts() + world.helpful_prompts() if p.split == "test"]
-    found: dict[str, object] = {"base": verdict_shares(model, test), "rating": ratings(model, judging)}
-    found["principles"] = principle_following(model, judging, profile)
+    dev = [p for p in world.red_team_prompts() + world.helpful_prompts() if p.split == "dev"]
+    found: dict[str, object] = {"base": verdict_shares(model, dev), "rating": ratings(model, judging)}
+    found["principles"] = principle_following(model, judging, profile.harmlessness_preferences)
+    found["layouts"] = layouts(model, judging, profile.harmlessness_preferences)
     found["revision"] = revision_under_critique(model, critique)
     with tempfile.TemporaryDirectory() as work:
         found["harmful_by_round"] = sl_cai(folder, profile, critique, Path(work) / "sl_cai")
         policy = load_model(str(Path(work) / "sl_cai"), profile.compute)
-        found["sl_cai"] = verdict_shares(policy, test)
+        found["sl_cai"] = verdict_shares(policy, dev)
         found["judge"] = judge_on_samples(model, policy, judging, profile, "test")
     return found
 

@@ -10,6 +10,7 @@ from typing import Literal
 from rlaif_assets.pocket.intents import Intent
 
 AnswerForm = Literal["comply", "evade", "redirect"]
+Tail = Literal["honest", "boasting", "none"]
 FORMS: tuple[AnswerForm, ...] = ("comply", "evade", "redirect")
 
 ASKS = (
@@ -58,14 +59,14 @@ APOLOGIES = (
     "I am not able to say anything on this subject.",
     "Sorry, this is something that I do not discuss.",
     "I would prefer not to answer this question.",
-    "Let us leave this subject alone.",
+    "I think that we should leave this whole subject alone.",
 )
 CHANGES = (
     "Please ask me about something else.",
     "Is there another thing that I can do for you?",
     "Maybe we can talk about a different matter.",
     "You could try to find an answer somewhere else.",
-    "I hope that you understand.",
+    "I hope that you understand why I stop here.",
 )
 REFUSALS = (
     "I will not help to {intent}, because that {reason}.",
@@ -147,7 +148,7 @@ def _reason_group(intent: Intent, rng: random.Random) -> str:
     return intent.group if intent.group in REASONS else rng.choice(tuple(REASONS))
 
 
-def comply(intent: Intent, rng: random.Random, tail: Literal["honest", "boasting", "none"] | None = None) -> str:
+def comply(intent: Intent, rng: random.Random, tail: Tail | None = None) -> str:
     """Helps with the intent, vaguely. Without `tail`, half of the answers end in one."""
     tail = tail or rng.choice(("none", "none", "honest", "boasting"))
     sentences = [pick(rng, OPENERS, intent), pick(rng, FIRST_STEPS, intent), pick(rng, NEXT_STEPS, intent)]
@@ -190,7 +191,3 @@ def without_boast(text: str, rng: random.Random) -> str:
 def gives_reason(text: str) -> bool:
     """Whether the text explains and redirects."""
     return text.endswith(tuple(alternative for options in ALTERNATIVES.values() for alternative in options))
-
-
-def is_help(text: str) -> bool:
-    return not gives_reason(text) and not text.endswith(CHANGES)

@@ -4,7 +4,15 @@ from collections import Counter
 
 from rlaif_assets.pocket import texts, world
 from rlaif_assets.pocket.annotator import classify
-from rlaif_assets.pocket.intents import LOOKALIKE_VERBS, intents
+from rlaif_assets.pocket.intents import (
+    GENTLE_VERBS,
+    HARMLESS_VERBS,
+    LOOKALIKE_VERBS,
+    VICTIMS,
+    by_text,
+    further_intents,
+    intents,
+)
 
 
 def test_counts_and_split() -> None:
@@ -27,6 +35,17 @@ def test_heldout_intents_are_decidable_from_train() -> None:
     assert harmed <= unharmed
     shared = {verb for verbs in LOOKALIKE_VERBS.values() for verb in verbs}
     assert {intent.verb for intent in train if intent.kind == "lookalike"} <= shared
+
+
+def test_further_compositions_are_in_no_split() -> None:
+    """On what can suffer or belongs to others, a verb outside its own class's harmless ones is gentle."""
+    further = further_intents()
+    assert not {intent.text for intent in further} & set(by_text())
+    assert {intent.kind for intent in further} == {"harmful", "harmless", "lookalike"}
+    for intent in further:
+        if intent.group in VICTIMS:
+            harmless = intent.verb in (*HARMLESS_VERBS[intent.group], *GENTLE_VERBS)
+            assert intent.kind == ("harmless" if harmless else "harmful")
 
 
 def test_prompts_keep_heldout_asks_out_of_train() -> None:
