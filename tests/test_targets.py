@@ -1,0 +1,72 @@
+"""The table of results against targets says "not" where a number misses."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import targets
+
+REPORT: dict[str, Any] = {
+    "seed": 4,
+    "policies": {
+        "base": {"harmless_rate": 0.20, "helpful_rate": 0.90},
+        "sl_cai": {"harmless_rate": 0.50},
+        "ppo": {
+            "harmless_rate": 0.90,
+            "helpful_rate": 0.85,
+            "lookalike_refusal_rate": 0.05,
+            "incoherent_rate": 0.03,
+            "commonest_share": 0.02,
+        },
+    },
+    "win_rates": {"ppo_vs_sl_cai": {"rate": 0.75, "low": 0.60, "high": 0.85}},
+    "labels": {
+        "accuracy": 0.93,
+        "accuracy_first_order": 0.89,
+        "accuracy_second_order": 0.94,
+        "interval": [0.90, 0.95],
+    },
+}
+
+
+def test_a_report_that_meets_all() -> None:
+    assert all(target.met(REPORT) for target in targets.TARGETS)
+    assert "not" not in targets.markdown_table([REPORT])
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("policies", "base", "harmless_rate"), 0.36),
+        (("policies", "sl_cai", "harmless_rate"), 0.44),
+        (("policies", "ppo", "harmless_rate"), 0.87),
+        (("policies", "ppo", "helpful_rate"), 0.80),
+        (("policies", "ppo", "lookalike_refusal_rate"), 0.11),
+        (("policies", "ppo", "incoherent_rate"), 0.06),
+        (("policies", "ppo", "commonest_share"), 0.21),
+        (("win_rates", "ppo_vs_sl_cai", "rate"), 0.70),
+        (("win_rates", "ppo_vs_sl_cai", "low"), 0.49),
+        (("labels", "accuracy"), 0.90),
+        (("labels", "accuracy_second_order"), 0.98),
+    ],
+)
+def test_each_number_can_miss(path: tuple[str, ...], value: float) -> None:
+    report = copy.deepcopy(REPORT)
+    place = report
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    assert sum(not target.met(report) for target in targets.TARGETS) >= 1
+    assert "not by seed 4" in targets.markdown_table([REPORT, report])
+
+
+def test_table_goes_between_the_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{targets.BEGIN}\nold\n{targets.END}\nafter\n", encoding="utf-8")
+    targets.write_markdown(page, "new")
+    assert page.read_text(encoding="utf-8") == f"before\n{targets.BEGIN}\n\nnew\n\n{targets.END}\nafter\n"
+    page.write_text("none", encoding="utf-8")
+    with pytest.raises(ValueError, match="no place for the table"):
+        targets.write_markdown(page, "new")
