@@ -1,7 +1,7 @@
 """Community votes: answers of question-and-answer sites and the pairs that their scores make.
 
-Reads a Stack Exchange `Posts.xml` (streamed, one row at a time), rows in the layout of the hub data set
-HuggingFaceH4/stack-exchange-preferences ({qid, question, answers: [{answer_id, text, pm_score, selected}]}; JSONL
+Reads a Stack Exchange `Posts.xml` or `Posts.xml.gz` (streamed, one row at a time), rows in the layout of the hub data
+set HuggingFaceH4/stack-exchange-preferences ({qid, question, answers: [{answer_id, text, pm_score, selected}]}; JSONL
 works too, and `votes` may stand for `pm_score`), or the pocket world. HTML becomes text; a text longer than
 `max_characters` is cut there. Scores and pairs: Askell et al. (2112.00861) as in HH (2204.05862) appendix A.2.
 """
@@ -17,7 +17,17 @@ from xml.parsers import expat
 
 from rlaif_assets.ingest.conversations import checked
 from rlaif_assets.ingest.errors import IngestError, RowError
-from rlaif_assets.ingest.files import SourceRow, check_limit, excerpt, open_source, read_rows, source_name
+from rlaif_assets.ingest.files import (
+    GZIP_ERRORS,
+    SourceRow,
+    check_limit,
+    damaged_gzip,
+    excerpt,
+    open_source,
+    read_rows,
+    source_name,
+    unpacked,
+)
 from rlaif_assets.records import CommunityAnswer, CommunityPair, Rejection
 from rlaif_assets.settings import CommunityVotesSettings
 from rlaif_assets.store.fingerprint import row_id
@@ -156,11 +166,13 @@ def _posts(path: str) -> Iterator[tuple[int, dict[str, str]]]:
     parser.StartElementHandler = start
     with open_source(path) as file:
         try:
-            for chunk in _chunks(file):
+            for chunk in _chunks(unpacked(path, file)):
                 parser.Parse(chunk, not chunk)
                 yield from found
                 rows += len(found)
                 found.clear()
+        except GZIP_ERRORS as error:
+            raise damaged_gzip(path, parser.CurrentLineNumber) from error
         except expat.ExpatError as error:
             what = f"{path}:{error.lineno}: invalid XML: {expat.ErrorString(error.code)}"
             raise IngestError(f"{what}; is the file complete?") from error

@@ -19,7 +19,7 @@ from rlaif_assets.ingest.conversations import (
     user_message,
 )
 from rlaif_assets.ingest.errors import RowError
-from rlaif_assets.ingest.files import check_limit, read_rows, rejection, source_name
+from rlaif_assets.ingest.files import check_limit, read_rows, rejection, require_usable, source_name
 from rlaif_assets.ingest.prompts import split_of
 from rlaif_assets.records import Comparison, Message, Rejection
 from rlaif_assets.settings import HelpfulnessPreferencesSettings
@@ -31,10 +31,20 @@ ANNOTATOR = "human"
 def read_comparisons(settings: HelpfulnessPreferencesSettings) -> tuple[list[Comparison], list[Rejection]]:
     """Kept comparisons in the order of the source, and refused rows: rows read = kept + rejected.
 
-    A hash of the row decides whether the chosen response becomes A (p_a = 1) or B (p_a = 0). Raises IngestError.
+    Raises IngestError, also where no comparison is kept or none is in train.
     """
     if settings.path == "pocket":
         return _pocket_comparisons(settings), []
+    kept, rejected = comparisons_of_rows(settings)
+    require_usable(settings.path, [comparison.split for comparison in kept], rejected)
+    return kept, rejected
+
+
+def comparisons_of_rows(settings: HelpfulnessPreferencesSettings) -> tuple[list[Comparison], list[Rejection]]:
+    """The comparisons of a file or hub data set, and refused rows, a comparison's second occurrence among them.
+
+    A hash of the row decides whether the chosen response becomes A (p_a = 1) or B (p_a = 0). Raises IngestError.
+    """
     kept: dict[str, Comparison] = {}
     first_seen: dict[str, str] = {}
     rejected: list[Rejection] = []

@@ -17,7 +17,7 @@ other one. Ids hash the principle's text, not its name.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from rlaif_assets.records import (
     JudgingExample,
     JudgingPrinciple,
 )
-from rlaif_assets.settings import nearest
+from rlaif_assets.settings import StrictLoader, nearest
 from rlaif_assets.store.fingerprint import row_id
 
 SECTIONS = ("critique", "judging", "critique_examples", "judging_examples")
@@ -166,19 +166,9 @@ def _refuse_repeated(keys_and_names: Iterable[tuple[str, str]], where: str, sect
         seen[key] = name
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping; YAML's own loader keeps the last and loses the first."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            raise yaml.constructor.ConstructorError(None, None, "a key stands twice here", node.start_mark)
-        return mapping
-
-
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        return yaml.load(text, Loader=StrictLoader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise IngestError(f"{where}{line}: invalid YAML: {error.problem}; repair that line") from error
@@ -188,7 +178,7 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 def _parse_json(path: Path) -> Any:
     try:
-        return json.loads(read_text(str(path)))
+        return json.loads(read_text(str(path)), object_pairs_hook=lambda pairs: _without_repeats(pairs, path))
     except json.JSONDecodeError as error:
         raise IngestError(f"{path}:{error.lineno}: invalid JSON: {error.msg}; repair that line") from error
     except RecursionError as error:
@@ -250,6 +240,15 @@ def _anthropic_layout(folder: Path) -> dict[str, Any]:
 
 def _unwrap(text: str, before: str, after: str) -> str:
     return text.strip().removeprefix(before).removesuffix(after).strip()
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """A JSON object. Python's own reading keeps the last of equal keys and drops the others."""
+    keys = [key for key, _ in pairs]
+    repeated = next((key for key in keys if keys.count(key) > 1), None)
+    if repeated is not None:
+        raise IngestError(f"{path}: the key {repeated!r} is repeated in one object; rename or remove one of them")
+    return dict(pairs)
 
 
 def _text_list(value: Any, place: str) -> list[str]:

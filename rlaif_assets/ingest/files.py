@@ -12,13 +12,13 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from rlaif_assets.ingest.errors import IngestError, RowError
-from rlaif_assets.records import Rejection
+from rlaif_assets.records import Rejection, Split
 
 HUB_PREFIX = "datasets:"
 HUB_FORM = "datasets:ID[:CONFIG[:SPLIT]]"
@@ -26,6 +26,7 @@ BOM = b"\xef\xbb\xbf"
 GZIP_MAGIC = b"\x1f\x8b"
 EXCERPT = 300
 CSV_FIELD_LIMIT = 1 << 26
+GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)
@@ -72,25 +73,46 @@ def open_source(path: str) -> BinaryIO:
         raise IngestError(f"{path}: cannot be opened: {error}") from error
 
 
+def unpacked(path: str, file: BinaryIO) -> IO[bytes]:
+    """The bytes of an open file, decompressed where they are gzip; what is damaged raises GZIP_ERRORS when read.
+
+    Raises IngestError where `path` ends in .gz and the file is not gzip.
+    """
+    packed = file.read(2) == GZIP_MAGIC
+    file.seek(0)
+    if path.lower().endswith(".gz") and not packed:
+        raise IngestError(f"{path}: is not gzip (empty or damaged); download or compress it again")
+    return gzip.GzipFile(fileobj=file) if packed else file
+
+
+def damaged_gzip(path: str, line: int) -> IngestError:
+    where = f"{path}: the gzip stream is truncated or damaged after line {line}"
+    return IngestError(f"{where}; download or compress it again")
+
+
+def require_usable(path: str, splits: Collection[Split], rejected: Sequence[Rejection]) -> None:
+    """Raises IngestError for a source without a kept row, or without one in train. `splits`: of the kept rows."""
+    if not splits:
+        first = f" (first {rejected[0].where}: {rejected[0].reason})" if rejected else ""
+        raise IngestError(f"{path}: no usable row: {len(rejected)} read, {len(rejected)} rejected{first}")
+    if "train" not in splits:
+        drawn = f"{len(splits)} kept, all drawn for dev and test"
+        raise IngestError(f"{path}: no row in train: {drawn}; give more rows or a smaller heldout_share")
+
+
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, text with its line end). Only LF ends a line. Raises IngestError."""
     number = 0
     with open_source(path) as file:
-        packed = file.read(2) == GZIP_MAGIC
-        file.seek(0)
-        if path.endswith(".gz") and not packed:
-            raise IngestError(f"{path}: is not gzip (empty or damaged); download or compress it again")
-        lines = gzip.GzipFile(fileobj=file) if packed else file
         try:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(unpacked(path, file), 1):
                 try:
                     yield number, line.removeprefix(BOM if number == 1 else b"").decode("utf-8")
                 except UnicodeDecodeError as error:
                     reason = f"{path}:{number}: invalid UTF-8 at byte {error.start + 1} of the line"
                     raise IngestError(f"{reason}; save the file as UTF-8 or remove the line") from error
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            where = f"{path}: the gzip stream is truncated or damaged after line {number}"
-            raise IngestError(f"{where}; download or compress it again") from error
+        except GZIP_ERRORS as error:
+            raise damaged_gzip(path, number) from error
 
 
 def read_text(path: str) -> str:

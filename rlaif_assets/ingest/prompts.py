@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rlaif_assets.ingest.conversations import conversation, fit, is_transcript, normalise, split_response, user_message
 from rlaif_assets.ingest.errors import IngestError, RowError
-from rlaif_assets.ingest.files import check_limit, read_rows, rejection, source_name
+from rlaif_assets.ingest.files import check_limit, read_rows, rejection, require_usable, source_name
 from rlaif_assets.records import Message, Prompt, Rejection, Split
 from rlaif_assets.settings import RedTeamPromptsSettings
 from rlaif_assets.store.fingerprint import draw_unit, row_id
@@ -23,11 +23,19 @@ def read_prompts(
     """Kept prompts in the order of the source, and refused rows: rows read = kept + rejected.
 
     Of the pocket world `kind` names the part, and `limit` takes the prompts with the smallest ids (so all kinds and
-    splits are there). Prompts of files have the kind 'unknown'. A prompt's second occurrence is refused.
-    Raises IngestError.
+    splits are there). Raises IngestError, also where no prompt is kept or none is in train.
     """
     if settings.path == "pocket":
         return _pocket_prompts(kind, settings.limit), []
+    kept, rejected = prompts_of_rows(settings)
+    require_usable(settings.path, [prompt.split for prompt in kept], rejected)
+    return kept, rejected
+
+
+def prompts_of_rows(settings: RedTeamPromptsSettings) -> tuple[list[Prompt], list[Rejection]]:
+    """The prompts of a file or hub data set, of the kind 'unknown', and the refused rows: also a prompt's second
+    occurrence. Raises IngestError.
+    """
     kept: dict[str, Prompt] = {}
     first_seen: dict[str, str] = {}
     rejected: list[Rejection] = []

@@ -1,3 +1,4 @@
+import gzip
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,19 @@ def test_broken_dumps(dump: Path, change: Callable[[str], str], message: str) ->
     dump.write_text(change(DUMP), encoding="utf-8")
     with pytest.raises(IngestError, match=message):
         read(dump)
+
+
+def test_a_packed_dump(dump: Path) -> None:
+    packed = dump.with_name("Posts.xml.gz")
+    packed.write_bytes(gzip.compress(dump.read_bytes()))
+    assert read(packed)[:2] == read(dump)[:2]
+    assert [row.where for row in read(packed)[2]] == [f"Posts.xml.gz:{line}" for line in range(8, 13)]
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(IngestError, match=r"Posts.xml.gz: the gzip stream is truncated or damaged after line \d+"):
+        read(packed)
+    packed.write_bytes(dump.read_bytes())
+    with pytest.raises(IngestError, match="is not gzip"):
+        read(packed)
 
 
 def test_a_missing_dump(tmp_path: Path) -> None:

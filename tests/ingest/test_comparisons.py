@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlaif_assets.ingest.comparisons import read_comparisons
+from rlaif_assets.ingest.comparisons import comparisons_of_rows, read_comparisons
 from rlaif_assets.ingest.errors import IngestError
 from rlaif_assets.ingest.prompts import read_prompts
 from rlaif_assets.records import Comparison, Rejection
@@ -26,7 +26,9 @@ def assistant(content: str) -> dict[str, str]:
 
 
 def read(path: str, **fields: Any) -> tuple[list[Comparison], list[Rejection]]:
-    return read_comparisons(HelpfulnessPreferencesSettings(path=path, **fields))
+    """What becomes of each row, also where nothing is left to go on with."""
+    chosen = HelpfulnessPreferencesSettings(path=path, **fields)
+    return read_comparisons(chosen) if path == "pocket" else comparisons_of_rows(chosen)
 
 
 def chosen_and_rejected(comparison: Comparison) -> tuple[str, str]:
@@ -135,6 +137,15 @@ def test_read_is_kept_plus_rejected(write_rows: Write, rows: list[Any]) -> None:
     kept, rejected = read(write_rows(*rows))
     assert len(rows) == len(kept) + len(rejected)
     assert all(comparison.response_a != comparison.response_b for comparison in kept)
+
+
+def test_a_source_without_a_usable_comparison_or_without_train_is_refused(write_rows: Write) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    with pytest.raises(IngestError, match=r"no usable row: 1 read, 1 rejected \(first rows.jsonl:1: .*identical\)"):
+        read_comparisons(HelpfulnessPreferencesSettings(path=write_rows({**row, "rejected": "a"})))
+    with pytest.raises(IngestError, match="no row in train: 1 kept"):
+        read_comparisons(HelpfulnessPreferencesSettings(path=write_rows(row), heldout_share=0.5))
+    assert read_comparisons(HelpfulnessPreferencesSettings(path=write_rows(row), heldout_share=0.0))[0]
 
 
 def test_the_pocket_world() -> None:

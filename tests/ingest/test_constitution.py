@@ -252,6 +252,12 @@ def test_broken_anthropic_layouts(folder: Path, name: str, content: Any, message
     assert message in refused(str(folder))
 
 
+def test_a_repeated_key_is_refused(folder: Path) -> None:
+    entries = [json.dumps({"h0": entry})[1:-1] for entry in INSTRUCTIONS.values()]
+    written(folder, "{" + ", ".join(entries) + "}", "CritiqueRevisionInstructions.json")
+    assert "the key 'h0' is repeated" in refused(str(folder))
+
+
 def test_a_folder_that_is_no_constitution(tmp_path: Path) -> None:
     assert "no CritiqueRevisionInstructions.json" in refused(str(tmp_path))
 

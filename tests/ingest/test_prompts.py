@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif_assets.ingest.errors import IngestError
-from rlaif_assets.ingest.prompts import read_prompts, split_of
+from rlaif_assets.ingest.prompts import prompts_of_rows, read_prompts, split_of
 from rlaif_assets.records import Message, Prompt, Rejection
 from rlaif_assets.settings import RedTeamPromptsSettings, load_profile
 from rlaif_assets.store.fingerprint import row_id
@@ -18,7 +18,9 @@ Write = Callable[..., str]
 
 
 def read(path: str, **fields: Any) -> tuple[list[Prompt], list[Rejection]]:
-    return read_prompts(RedTeamPromptsSettings(path=path, **fields), "red_team")
+    """What becomes of each row, also where nothing is left to go on with."""
+    chosen = RedTeamPromptsSettings(path=path, **fields)
+    return read_prompts(chosen, "red_team") if path == "pocket" else prompts_of_rows(chosen)
 
 
 def turns(prompt: Prompt) -> list[tuple[str, str]]:
@@ -161,6 +163,22 @@ def test_split_shares_and_openings() -> None:
 def test_a_heldout_share_that_leaves_no_train_is_refused(write_rows: Write) -> None:
     with pytest.raises(IngestError, match="heldout_share"):
         read(write_rows({"prompt": "a"}), heldout_share=0.6)
+
+
+def test_a_source_without_a_usable_prompt_or_without_train_is_refused(write_rows: Write) -> None:
+    def refused(*rows: Any, **fields: Any) -> str:
+        with pytest.raises(IngestError) as caught:
+            read_prompts(RedTeamPromptsSettings(path=write_rows(*rows), **fields), "red_team")
+        return str(caught.value).partition("rows.jsonl: ")[2]
+
+    first = "no usable row: 2 read, 2 rejected (first rows.jsonl:1: the prompt is empty)"
+    assert refused({"prompt": ""}, {"text": "a"}) == first
+    assert refused() == "no usable row: 0 read, 0 rejected"
+    assert refused({"prompt": "a"}, {"prompt": "b"}, heldout_share=0.5).startswith("no row in train: 2 kept, all drawn")
+    kept, rejected = read_prompts(
+        RedTeamPromptsSettings(path=write_rows({"prompt": "a"}, {}), heldout_share=0.0), "red_team"
+    )
+    assert (len(kept), len(rejected)) == (1, 1)
 
 
 TEXT = st.one_of(st.text(max_size=30), st.sampled_from(["", " ", "a", "\0", TRANSCRIPT, "\n\nHuman: a\n\nAssistant:"]))
