@@ -9,10 +9,12 @@ import difflib
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
 
 class SettingsError(ValueError):
@@ -20,7 +22,7 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ConstitutionSettings(Settings):
@@ -33,14 +35,14 @@ class RedTeamPromptsSettings(Settings):
     path: str = Field(
         default="pocket", description="'pocket', a JSONL/JSONL.gz/CSV file, or 'datasets:ID[:CONFIG[:SPLIT]]'"
     )
-    limit: int | None = Field(default=None, description="read at most so many rows")
+    limit: int | None = Field(default=None, ge=1, description="read at most so many rows")
     max_characters: int = Field(
-        default=2000, description="longer prompts are rejected; longer histories lose their first turns"
+        default=2000, ge=1, description="longer prompts are rejected; longer histories lose their first turns"
     )
     heldout_share: float = Field(
-        default=0.2, description="share of a file's prompts that goes to dev, and again to test"
+        default=0.2, ge=0, le=1, description="share of a file's prompts that goes to dev, and again to test"
     )
-    seed: int = 0
+    seed: Seed = 0
 
 
 class HelpfulPromptsSettings(RedTeamPromptsSettings):
@@ -51,22 +53,25 @@ class HelpfulnessPreferencesSettings(Settings):
     path: str = Field(
         default="pocket", description="'pocket' (simulated annotators), or chosen/rejected JSONL, or 'datasets:ID'"
     )
-    limit: int | None = None
+    limit: int | None = Field(default=None, ge=1)
     disagreement: float = Field(
-        default=0.25, description="pocket only: how often a simulated annotator contradicts gold"
+        default=0.25, ge=0, le=1, description="pocket only: how often a simulated annotator contradicts gold"
     )
-    max_characters: int = 4000
+    max_characters: int = Field(default=4000, ge=1)
     heldout_share: float = Field(
-        default=0.2, description="as in helpful_prompts, with its seed: what is held out there is held out here"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="as in helpful_prompts, with its seed: what is held out there is held out here",
     )
-    seed: int = 0
+    seed: Seed = 0
 
 
 class CommunityVotesSettings(Settings):
     path: str = Field(default="pocket", description="'pocket', a Stack Exchange Posts.xml, or 'datasets:ID'")
-    limit: int | None = None
-    max_characters: int = 4000
-    seed: int = 0
+    limit: int | None = Field(default=None, ge=1)
+    max_characters: int = Field(default=4000, ge=1)
+    seed: Seed = 0
 
 
 class BaseModelSettings(Settings):
@@ -82,8 +87,8 @@ class RevisedResponsesSettings(Settings):
     rounds: int = Field(default=4, ge=1, description="critique-revision rounds in one chain (Constitutional AI, 3.1)")
     few_shot: int = Field(default=2, ge=0, description="worked examples before each critique and revision")
     temperature: float = Field(default=1.0, gt=0)
-    max_new_tokens: int = 256
-    seed: int = 0
+    max_new_tokens: int = Field(default=256, ge=1)
+    seed: Seed = 0
 
 
 class SlCaiCheckpointSettings(Settings):
@@ -91,20 +96,20 @@ class SlCaiCheckpointSettings(Settings):
         default="all", description="train on the last revision or on every round's"
     )
     helpful_ratio: float = Field(default=1.0, ge=0, description="helpful answers per revision row")
-    helpful_max_new_tokens: int = 256
-    epochs: float = 1.0
-    learning_rate: float = 1e-5
-    batch_size: int = 16
-    max_length: int = 1024
-    heldout_share: float = 0.1
-    seed: int = 0
+    helpful_max_new_tokens: int = Field(default=256, ge=1)
+    epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-5, ge=0)
+    batch_size: int = Field(default=16, ge=1)
+    max_length: int = Field(default=1024, ge=1)
+    heldout_share: float = Field(default=0.1, ge=0, lt=1)
+    seed: Seed = 0
 
 
 class ResponsePairsSettings(Settings):
     temperature: float = Field(default=1.0, gt=0)
-    max_new_tokens: int = 256
+    max_new_tokens: int = Field(default=256, ge=1)
     pairs_per_prompt: int = Field(default=1, ge=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class HarmlessnessPreferencesSettings(Settings):
@@ -112,78 +117,84 @@ class HarmlessnessPreferencesSettings(Settings):
     principle_position: Literal["before", "after"] = Field(
         default="before", description="principle before or after the options"
     )
-    seed: int = 0
+    seed: Seed = 0
 
 
 class AuditsSettings(Settings):
     enforce: bool = Field(default=True, description="refuse to train on a preference set whose audits failed")
-    min_pairs: int = 20
-    min_mass: float = Field(default=0.5, description="mean probability that the judge puts on the two letters")
-    max_flip_rate: float = 0.5
+    min_pairs: int = Field(default=20, ge=0)
+    min_mass: float = Field(
+        default=0.5, ge=0, le=1, description="mean probability that the judge puts on the two letters"
+    )
+    max_flip_rate: float = Field(default=0.5, ge=0, le=1)
 
 
 class PmpCheckpointSettings(Settings):
-    epochs: float = 1.0
-    learning_rate: float = 1e-5
-    batch_size: int = Field(default=16, description="pairs per optimiser step")
-    max_length: int = 1024
-    heldout_share: float = 0.1
-    seed: int = 0
+    epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-5, ge=0)
+    batch_size: int = Field(default=16, ge=1, description="pairs per optimiser step")
+    max_length: int = Field(default=1024, ge=1)
+    heldout_share: float = Field(default=0.1, ge=0, lt=1)
+    seed: Seed = 0
 
 
 class RewardModelSettings(Settings):
-    epochs: float = 1.0
-    learning_rate: float = 1e-5
-    batch_size: int = Field(default=16, description="pairs per optimiser step")
-    max_length: int = 1024
-    heldout_share: float = 0.1
-    ai_weight: float = 1.0
-    human_weight: float = 1.0
-    center_coefficient: float = 0.0
+    epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-5, ge=0)
+    batch_size: int = Field(default=16, ge=1, description="pairs per optimiser step")
+    max_length: int = Field(default=1024, ge=1)
+    heldout_share: float = Field(default=0.1, ge=0, lt=1)
+    ai_weight: float = Field(default=1.0, ge=0)
+    human_weight: float = Field(default=1.0, ge=0)
+    center_coefficient: float = Field(default=0.0, ge=0)
     pretrain: bool = Field(
         default=True, description="start from pmp_checkpoint; false starts from base_model (ablation)"
     )
-    seed: int = 0
+    seed: Seed = 0
 
 
 class PpoPolicySettings(Settings):
-    updates: int = 100
-    rollouts: int = Field(default=64, description="answers per update")
-    epochs: int = Field(default=4, description="passes over each batch of rollouts")
-    minibatches: int = 1
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    learning_rate: float = 1e-6
-    value_learning_rate: float = 1e-5
-    kl_coefficient: float = 0.05
-    clip_range: float = 0.2
-    value_clip_range: float = 0.2
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    max_grad_norm: float = 1.0
+    updates: int = Field(default=100, ge=1)
+    rollouts: int = Field(default=64, ge=1, description="answers per update")
+    epochs: int = Field(default=4, ge=1, description="passes over each batch of rollouts")
+    minibatches: int = Field(default=1, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-6, ge=0)
+    value_learning_rate: float = Field(default=1e-5, ge=0)
+    kl_coefficient: float = Field(default=0.05, ge=0)
+    clip_range: float = Field(default=0.2, gt=0)
+    value_clip_range: float = Field(default=0.2, gt=0)
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     missing_eos_penalty: float = Field(
-        default=-1.0, description="replaces the normalised score of an answer without EOS"
+        default=-1.0, description="an answer without EOS earns its normalised score, but at most this"
     )
-    score_clip: float = 5.0
-    harmful_share: float = Field(default=0.5, description="share of rollout prompts drawn from red_team_prompts")
-    max_prompt_tokens: int = 1024
-    seed: int = 0
+    score_clip: float = Field(default=5.0, gt=0)
+    harmful_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of rollout prompts drawn from red_team_prompts"
+    )
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    seed: Seed = 0
 
 
 class PolicyEvaluationSettings(Settings):
-    samples: int = Field(default=4, description="answers per prompt and policy")
-    temperature: float = 1.0
-    max_new_tokens: int = 256
-    max_prompts: int | None = Field(default=None, description="prompts per split and kind, at most")
-    label_pairs_per_prompt: int = Field(default=4, description="new pairs per held-out prompt, to measure labels on")
-    bootstrap: int = 1000
-    seed: int = 0
+    samples: int = Field(default=4, ge=1, description="answers per prompt and policy")
+    temperature: float = Field(default=1.0, ge=0, description="0 takes the likeliest token")
+    max_new_tokens: int = Field(default=256, ge=1)
+    max_prompts: int | None = Field(default=None, ge=1, description="prompts per split and kind, at most")
+    label_pairs_per_prompt: int = Field(
+        default=4, ge=1, description="new pairs per held-out prompt, to measure labels on"
+    )
+    bootstrap: int = Field(default=1000, ge=1)
+    seed: Seed = 0
 
 
 class ComputeSettings(Settings):
     device: str = Field(default="auto", description="auto, cpu or cuda:i")
-    threads: int = Field(default=0, description="CPU threads; 0 leaves torch's default")
-    batch_tokens: int = Field(default=8192, description="padded tokens per forward pass")
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's default")
+    batch_tokens: int = Field(default=8192, ge=1, description="padded tokens per forward pass")
     progress: Literal["log", "bar", "none"] = "log"
 
 
@@ -216,6 +227,16 @@ class Profile(Settings):
     tracking: TrackingSettings = TrackingSettings()
 
 
+class StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping; YAML's own loader keeps the last and loses the first."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a key stands twice here", node.start_mark)
+        return mapping
+
+
 def nearest(name: str, valid: list[str]) -> str:
     """The end of an error message about an unknown name."""
     close = difflib.get_close_matches(name, valid, n=3, cutoff=0.4) or sorted(valid)
@@ -235,25 +256,30 @@ def load_profile(name: str | None = None) -> Profile:
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise SettingsError(f"profile file {name} does not exist")
-        text = Path(name).read_text(encoding="utf-8")
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"profile file {name} cannot be read as UTF-8 text: {error}") from error
     elif name in profile_names():
         text = (resources.files("rlaif_assets.profiles") / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         raise SettingsError(f"unknown profile {name!r}: {nearest(name, profile_names())}")
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+        values = yaml.load(text, Loader=StrictLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise SettingsError(f"profile {name} is not valid YAML: {error}") from error
-    return build_profile(values, where=f"profile {name}")
+    return build_profile({} if values is None else values, where=f"profile {name}")
 
 
 def build_profile(values: Any, where: str) -> Profile:
     if not isinstance(values, dict):
         raise SettingsError(f"{where}: expected a mapping of stages, found {type(values).__name__}")
     for stage, fields in values.items():
+        check_name(str(stage), where)
+        if not isinstance(fields, dict | None):
+            raise SettingsError(f"{where}: stage {stage}: expected a mapping of fields, found {fields!r}")
         for field in fields or {}:
             check_name(f"{stage}.{field}", where)
-        check_name(stage, where)
     try:
         return Profile.model_validate({stage: fields or {} for stage, fields in values.items()})
     except ValidationError as error:
@@ -294,6 +320,6 @@ def apply_overrides(profile: Profile, overrides: list[str], seed: int | None = N
         check_name(name, f"--set {override}")
         try:
             values[stage][field] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise SettingsError(f"--set {override}: the value is not valid YAML") from error
     return build_profile(values, where="settings")
