@@ -16,7 +16,7 @@ CURVES = ("score", "kl", "length")
     owners=["team:alignment"],
     kinds={"pytorch", "huggingface", "mlflow"},
     pool="gpu",
-    code_version="2",
+    code_version="3",
 )
 def ppo_policy(
     context: dg.AssetExecutionContext,

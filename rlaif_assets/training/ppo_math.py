@@ -26,11 +26,11 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 
 def final_scores(scores: Tensor, finished: Tensor, score_clip: float, missing_eos_penalty: float) -> Tensor:
-    """(N,) what an answer earns at its last token: the clipped normalised score, or the penalty if it never ended.
-
-    The penalty replaces the score, so that a good beginning of an endless answer earns nothing.
+    """(N,) what an answer earns at its last token: its clipped normalised score, and at most the penalty if it never
+    ended: a good beginning of an endless answer earns nothing, and a bad answer gains nothing by not ending.
     """
-    return torch.where(finished, scores.clamp(-score_clip, score_clip), torch.full_like(scores, missing_eos_penalty))
+    clipped = scores.clamp(-score_clip, score_clip)
+    return torch.where(finished, clipped, clipped.clamp(max=missing_eos_penalty))
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:
@@ -50,7 +50,7 @@ def advantages_and_returns(
     """(N, T) generalised advantage estimates (Schulman et al. 2016, eq. 16) and value targets, 0 beyond the mask.
 
     values[:, t] is the value before token t. The value after the last token is 0 for every answer: one that was cut
-    off counts as ended there (its score was replaced by the penalty), so nothing is bootstrapped.
+    off counts as ended there (its score is at most the penalty), so nothing is bootstrapped.
     """
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(rewards)

@@ -285,7 +285,7 @@ def test_each_pass_uses_every_rollout_once(
     assert len({tuple(rows) for rows in steps}) > 2
 
 
-def test_an_answer_that_was_cut_off_earns_the_penalty(policy: Path, reward_model: Path, tmp_path: Path) -> None:
+def test_an_answer_that_was_cut_off_earns_at_most_the_penalty(policy: Path, reward_model: Path, tmp_path: Path) -> None:
     run = Trained(policy, reward_model, tmp_path / "out", max_new_tokens=2, missing_eos_penalty=-3.0, score_clip=1.0)
     metrics, rows = run.logged[0], [row for row in run.result.rollouts if row["update"] == 0]
     assert metrics["no_eos_share"] > 0.5
@@ -312,11 +312,12 @@ def two_armed(folder: Path) -> tuple[Path, int]:
     return folder, end
 
 
-@pytest.mark.parametrize("score", [1.0, -3.0])
+@pytest.mark.parametrize("score", [1.0, -0.5, -3.0])
 def test_a_bandit_with_two_arms_is_learned(
     score: float, reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ending earns `score`, going on the penalty of -1: the better arm must win, from a policy that takes both."""
+    """Ending earns `score`, going on at most the penalty of -1: ending must win where it earns more, from a policy that
+    takes both. Where it does not, both earn the same: a bad score is not escaped by never ending."""
     folder, end = two_armed(tmp_path / "policy")
     monkeypatch.setattr(ppo, "score", lambda scorer, prompts, texts: np.full(len(texts), score))
     monkeypatch.setattr(PreferenceScorer, "normalised", lambda self, scores: scores)
@@ -325,12 +326,15 @@ def test_a_bandit_with_two_arms_is_learned(
         learning_rate=0.02, value_learning_rate=0.02,
     )  # fmt: skip
     assert 0.2 < run.logged[0]["no_eos_share"] < 0.8
+    if score < -1.0:
+        assert {row["score"] for row in run.result.rollouts} == {score}
+        return
     local = load_model(run.output, COMPUTE)
     for prompt in RED_TEAM + HELPFUL:
         with torch.no_grad():
             logits = local.model(input_ids=torch.tensor([encode_prompt(local.tokenizer, prompt.messages)])).logits
         p_end = float(logits[0, -1].softmax(-1)[end])
-        assert p_end > 0.9 if score > -1.0 else p_end < 0.1
+        assert p_end > 0.9
 
 
 def test_a_large_kl_coefficient_holds_the_policy_back(policy: Path, reward_model: Path, tmp_path: Path) -> None:

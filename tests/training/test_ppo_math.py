@@ -30,11 +30,12 @@ def test_k3_of_impossible_tokens_is_finite() -> None:
     assert torch.isfinite(ppo_math.k3(tensor([-1000.0]), tensor([0.0]))).all()
 
 
-def test_an_answer_without_end_earns_the_penalty_instead_of_its_score() -> None:
+def test_an_answer_without_end_earns_its_score_but_at_most_the_penalty() -> None:
+    finished = tensor([True, True, True, False, False, False])
     scores = ppo_math.final_scores(
-        tensor([0.3, 9.0, -9.0, 4.0]), tensor([True, True, True, False]), score_clip=5.0, missing_eos_penalty=-1.0
+        tensor([0.3, 9.0, -9.0, 4.0, -3.0, -9.0]), finished, score_clip=5.0, missing_eos_penalty=-1.0
     )
-    close(scores, [0.3, 5.0, -5.0, -1.0])
+    close(scores, [0.3, 5.0, -5.0, -1.0, -3.0, -5.0])
 
 
 def test_kl_is_paid_on_every_token_and_the_score_comes_on_the_last() -> None:
