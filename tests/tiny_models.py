@@ -49,11 +49,12 @@ QWEN_SPLIT = (
 )
 
 
-def tiny_model(kind: Kind, folder: Path, seed: int = 0, sentences: Iterable[str] = SENTENCES) -> Path:
+def tiny_model(kind: Kind, folder: Path, seed: int = 0, sentences: Iterable[str] = SENTENCES, stops: int = 0) -> Path:
     """Saves a random model of about 30,000 parameters with its tokenizer to `folder` and returns `folder`.
 
     llama: ChatML, pad token of its own. qwen2: a default system message, end of turn and pad are two tokens.
     gpt_neox: `<|user|>` and `<|assistant|>` are added tokens that are not special, and pad is EOS.
+    A random model hardly ever ends an answer; with `stops`, so many of its 400 tokens end one.
     """
     tokenizer = tiny_tokenizer(kind, tuple(sentences))
     torch.manual_seed(seed)
@@ -75,6 +76,8 @@ def tiny_model(kind: Kind, folder: Path, seed: int = 0, sentences: Iterable[str]
         model = Qwen2ForCausalLM(Qwen2Config(**size, num_key_value_heads=2))
     else:
         model = GPTNeoXForCausalLM(GPTNeoXConfig(**size))
+    if stops and model.generation_config is not None:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(400 - stops, 400)]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

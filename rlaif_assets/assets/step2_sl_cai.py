@@ -14,7 +14,7 @@ from rlaif_assets.resources import Compute, Storage, Tracking
     owners=["team:alignment"],
     kinds={"trl", "huggingface", "mlflow"},
     pool="gpu",
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("answers", Answer),
 )
 def sl_cai_checkpoint(
@@ -34,7 +34,10 @@ def sl_cai_checkpoint(
 
         stage.require_made_from("revised_responses", "red_team_prompts")
         revisions = stage.rows(Revision, "revised_responses", "revisions")
-        revisions = examples.revisions_to_imitate(revisions, config.revisions)
+        limit = stage.inputs["revised_responses"].settings["max_new_tokens"]
+        revisions, unfinished = examples.finished_revisions(
+            examples.revisions_to_imitate(revisions, config.revisions), limit
+        )
         harmful, helpful = stage.prompts("red_team_prompts"), stage.prompts("helpful_prompts")
         count = round(config.helpful_ratio * len(revisions))
         answers, rejected = helpful_answers(stage.model("base_model"), helpful, count, config, stage.progress)
@@ -43,7 +46,7 @@ def sl_cai_checkpoint(
         base, folder = stage.folder("base_model"), stage.work_folder()
         metrics = train_sft(base, train, heldout, config, folder, compute.settings(), stage.log)
         used = examples.training_rows(train, heldout, metrics["dropped_row_ids"])
-        rejected += examples.dropped_rows(metrics, config.max_length)
+        rejected += unfinished + examples.dropped_rows(metrics, config.max_length)
         tables = {"answers": answers, "training_rows": used}
         return Product(tables, rejected, folder, metrics, metrics["tokens"])
 

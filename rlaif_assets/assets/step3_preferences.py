@@ -16,7 +16,7 @@ GROUP = "step_3_preferences"
     owners=["team:alignment"],
     kinds={"duckdb", "huggingface"},
     pool="gpu",
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("pairs", Pair),
 )
 def response_pairs(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from rlaif_assets.feedback.generation import Progress
-from rlaif_assets.feedback.pairs import sample_answers
+from rlaif_assets.feedback.pairs import cut_off, sample_answers
 from rlaif_assets.language_models.local import LocalModel
 from rlaif_assets.records import Answer, Prompt, Rejection
 from rlaif_assets.settings import SlCaiCheckpointSettings
@@ -19,7 +19,7 @@ def helpful_answers(
     """`count` answers at temperature 1 (Constitutional AI 3.2); requests = answers + rejections.
 
     A prompt is asked again only after all others were; which ones are asked is drawn from their ids and the seed.
-    Without prompts there are no answers.
+    An answer that did not end within `helpful_max_new_tokens` is rejected. Without prompts there are no answers.
     """
     answers: list[Answer] = []
     rejections: list[Rejection] = []
@@ -29,6 +29,11 @@ def helpful_answers(
         kept, refused = sample_answers(
             model, chosen, PURPOSE, 1.0, settings.helpful_max_new_tokens, settings.seed, number, progress
         )
-        answers += kept
+        answers += [answer for answer in kept if answer.finished]
         rejections += refused
+        rejections += [
+            cut_off(answer.prompt_id, answer.text, settings.helpful_max_new_tokens)
+            for answer in kept
+            if not answer.finished
+        ]
     return answers, rejections

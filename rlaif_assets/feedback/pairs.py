@@ -37,8 +37,8 @@ def sample_pairs(
 ) -> tuple[list[Pair], list[Rejection]]:
     """Two samples per prompt and draw (Constitutional AI 4.1); prompts x pairs_per_prompt = pairs + rejections.
 
-    Rejected: a prompt that does not fit the context, an empty answer, two equal answers, and two answers that an
-    earlier draw of the same prompt gave already (in either order).
+    Rejected: a prompt that does not fit the context, an empty answer, one that did not end within `max_new_tokens`, two
+    equal answers, and two answers that an earlier draw of the same prompt gave already (in either order).
     """
     draws = [(prompt, index) for prompt in prompts for index in range(settings.pairs_per_prompt)]
     requests = [(prompt, purpose, index) for prompt, index in draws for purpose in ("pair-a", "pair-b")]
@@ -51,6 +51,8 @@ def sample_pairs(
             rejections.append(a)
         elif isinstance(b, Rejection):
             rejections.append(b)
+        elif not (a.finished and b.finished):
+            rejections.append(cut_off(prompt.prompt_id, (b if a.finished else a).text, settings.max_new_tokens))
         elif a.text == b.text:
             rejections.append(Rejection(prompt.prompt_id, "the two answers are identical", a.text))
         elif frozenset((a.answer_id, b.answer_id)) in seen:
@@ -61,6 +63,11 @@ def sample_pairs(
             seen.add(frozenset((a.answer_id, b.answer_id)))
             pairs.append(_pair(a, b))
     return pairs, rejections
+
+
+def cut_off(where: str, text: str, max_new_tokens: int) -> Rejection:
+    """The rejection of a text that would teach a model to stop in mid-sentence."""
+    return Rejection(where, f"not finished within max_new_tokens={max_new_tokens}", text)
 
 
 def _sample(

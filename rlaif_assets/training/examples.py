@@ -56,6 +56,14 @@ def revisions_to_imitate(revisions: Sequence[Revision], which: Literal["final", 
     return [revision for revision in revisions if revision.round == last or (which == "all" and revision.round > 0)]
 
 
+def finished_revisions(revisions: Sequence[Revision], max_new_tokens: int) -> tuple[list[Revision], list[Rejection]]:
+    """Revisions that ended by themselves, and the others, whose imitation would teach to stop in mid-sentence."""
+    reason = f"not imitated: not finished within revised_responses.max_new_tokens={max_new_tokens}"
+    return [revision for revision in revisions if revision.finished], [
+        Rejection(revision.revision_id, reason, revision.text) for revision in revisions if not revision.finished
+    ]
+
+
 def sft_examples(
     prompts: Mapping[str, Prompt], revisions: Sequence[Revision], helpful: Sequence[Answer]
 ) -> list[SftExample]:

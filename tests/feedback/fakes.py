@@ -47,6 +47,7 @@ class FakeModel:
     context: int = 1_000_000
     fingerprint: str = "fake-fingerprint"
     asked: list[list[Message]] = field(default_factory=list)
+    ends: Callable[[str], bool] = lambda text: True
 
     def fits(self, conversation: Sequence[Message], max_new_tokens: int, prefill: str = "") -> bool:
         return sum(len(message["content"]) for message in conversation) + len(prefill) + max_new_tokens <= self.context
@@ -65,7 +66,9 @@ class FakeModel:
         if progress:
             progress(len(texts), len(texts))
         return [
-            Generation(text=text, token_ids=list(range(len(text.split()))), tokens_in=len(messages), finished=True)
+            Generation(
+                text=text, token_ids=list(range(len(text.split()))), tokens_in=len(messages), finished=self.ends(text)
+            )
             for text, messages in zip(texts, conversations, strict=True)
         ]
 

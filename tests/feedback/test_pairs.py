@@ -69,6 +69,16 @@ def test_empty_answers_and_long_prompts_are_rejected():
     assert "exceed the model's context" in rejections[0].reason
 
 
+def test_an_answer_that_did_not_end_makes_no_pair():
+    whole = FakeModel()
+    cut = {run(whole, PROMPTS[:1])[0][0].response_b, run(whole, PROMPTS[1:2])[0][1].response_a}
+    pairs, rejections = run(FakeModel(ends=lambda text: text not in cut))
+    assert len(pairs) == 22 and not cut & {text for pair in pairs for text in (pair.response_a, pair.response_b)}
+    assert [rejection.where for rejection in rejections] == [prompt.prompt_id for prompt in PROMPTS[:2]]
+    assert {rejection.text for rejection in rejections} == cut
+    assert {rejection.reason for rejection in rejections} == {"not finished within max_new_tokens=32"}
+
+
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 5))
 def test_prompts_times_draws_are_pairs_plus_rejections(salt: int, draws: int, vocabulary: int):
     def answer(messages: Sequence[Message], seed: int) -> str:

@@ -30,6 +30,13 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return load_model(folder, ComputeSettings(device="cpu", threads=1, batch_tokens=2048))
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def brief(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+    """One whose answers end, as those of a pair must."""
+    folder = tiny_model(request.param, tmp_path_factory.mktemp("brief"), stops=60)
+    return load_model(folder, ComputeSettings(device="cpu", threads=1, batch_tokens=2048))
+
+
 def test_revise(model: LocalModel):
     settings = RevisedResponsesSettings(rounds=2, few_shot=1, max_new_tokens=6)
     rows, rejections = revise(model, CRITIQUE, [*PROMPTS[:4], LONG], settings, silent)
@@ -48,9 +55,10 @@ def test_sample_answers(model: LocalModel):
     assert all(answer.text and 0 < answer.tokens_out <= 6 for answer in answers)
 
 
-def test_pairs_judgements_labels_and_audits(model: LocalModel):
-    pairs, rejections = sample_pairs(model, [*PROMPTS, LONG], ResponsePairsSettings(max_new_tokens=6), silent)
-    assert len(pairs) + len(rejections) == 13 and len(pairs) > 6
+def test_pairs_judgements_labels_and_audits(brief: LocalModel):
+    model, sampling = brief, ResponsePairsSettings(max_new_tokens=32, pairs_per_prompt=2)
+    pairs, rejections = sample_pairs(model, [*PROMPTS, LONG], sampling, silent)
+    assert len(pairs) + len(rejections) == 26 and len(pairs) > 6
     prompts = {prompt.prompt_id: prompt for prompt in PROMPTS}
     settings = HarmlessnessPreferencesSettings(few_shot=1)
     judgements, refused = judge_pairs(model, JUDGING, prompts, pairs, settings, silent)

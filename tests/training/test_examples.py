@@ -1,0 +1,23 @@
+"""What is imitated: which revisions, and none that was cut off."""
+
+from rlaif_assets.records import Rejection, Revision
+from rlaif_assets.training.examples import finished_revisions, revisions_to_imitate
+
+
+def revision(prompt: str, round: int, finished: bool = True) -> Revision:
+    text = f"{prompt} {round}"
+    return Revision(f"id {text}", prompt, round, text, None, None, None, 1, 1, 1, finished)
+
+
+def test_the_last_or_every_revision_and_never_a_first_response():
+    rows = [revision(prompt, round) for prompt in "ab" for round in range(3)]
+    assert [row.text for row in revisions_to_imitate(rows, "final")] == ["a 2", "b 2"]
+    assert [row.text for row in revisions_to_imitate(rows, "all")] == ["a 1", "a 2", "b 1", "b 2"]
+
+
+def test_a_revision_that_did_not_end_is_not_imitated():
+    rows = [revision("a", 2), revision("b", 2, finished=False)]
+    kept, rejected = finished_revisions(rows, 64)
+    assert kept == rows[:1]
+    reason = "not imitated: not finished within revised_responses.max_new_tokens=64"
+    assert rejected == [Rejection("id b 2", reason, "b 2")]
