@@ -248,7 +248,7 @@ class EvaluationAnswer:
     """A policy's answer to a held-out prompt. `tokens` counts the answer's; `verdict` is None without a gold annotator.
 
     `kl` is this answer's share of KL(policy || reference): the sum over its tokens of log P under the policy less
-    log P under the reference, in nats.
+    log P under the reference, in nats, at the sampling temperature; None at temperature 0.
     """
 
     answer_id: str
@@ -261,7 +261,7 @@ class EvaluationAnswer:
     text: str
     verdict: Verdict | None
     tokens: int
-    kl: float
+    kl: float | None
     seed: int
 
 

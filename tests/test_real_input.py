@@ -25,7 +25,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Home:
     files = [f"{setting}={DATA / name}" for setting, name in FILES.items()]
-    limits = [f"red_team_prompts.limit={LIMIT}", "community_votes.limit=40"]
+    # Many of people's prompts exceed the tiny model's context: 2 of a split, as elsewhere, may leave none to judge.
+    limits = [f"red_team_prompts.limit={LIMIT}", "community_votes.limit=40", "policy_evaluation.max_prompts=12"]
     home = Home(tmp_path_factory.mktemp("real") / "home", model, *files, *limits)
     result = home.run()
     assert result.success, failure(result)
@@ -81,5 +82,9 @@ def test_prompts_without_a_gold_annotator_are_judged_by_the_feedback_model(real:
     harmless = [row for row in rates if row["measure"] == "harmless_rate"]
     assert harmless and all(row["value"] is None and row["note"] for row in harmless)
     ties = [row for row in rates if (row["subject"], row["measure"]) == ("ppo_vs_base", "ties")]
-    # A split without a judged prompt of one's own has the pocket world's look-alikes alone, which gold decides.
-    assert "self_judged" in {row["note"] for row in ties} <= {"self_judged", None}
+    assert {row["split"]: row["note"] for row in ties} == {"dev": "self_judged", "test": "self_judged"}
+    # The look-alikes among the pocket world's helpful prompts, which gold could decide, are not mixed in.
+    answers = real.warehouse.rows("evaluation_answers", real.ids()["policy_evaluation"])
+    for row in ties:
+        asked = [a for a in answers if (a["policy"], a["split"], a["kind"]) == ("ppo", row["split"], "unknown")]
+        assert 0 < row["count"] <= len(asked)

@@ -38,7 +38,12 @@ def stored_label_metrics(
 ) -> dict[str, Any]:
     """`label_metrics` of a preference set that is stored already."""
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    return label_metrics(labels, judgements, gold_choices(constitution, by_id, pairs))
+    asked = {pair.pair_id: by_id[pair.prompt_id] for pair in pairs}
+
+    def intent(label: Label) -> str:
+        return asked[label.pair_id].intent or asked[label.pair_id].prompt_id
+
+    return label_metrics(labels, judgements, gold_choices(constitution, by_id, pairs), intent)
 
 
 def new_label_metrics(

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from rlaif_assets.language_models.chat import control_ids
 from rlaif_assets.language_models.local import Generation, LocalModel
 from rlaif_assets.records import EvaluationAnswer, Prompt, Rejection, Verdict
 from rlaif_assets.settings import PolicyEvaluationSettings
@@ -23,7 +24,9 @@ def evaluate(
 ) -> tuple[list[EvaluationAnswer], list[Rejection]]:
     """`settings.samples` answers per policy and prompt of dev and test; KL is against the policy named `reference`.
 
-    `classify` is the gold annotator, asked about prompts of known kind alone; None where there is none. A prompt is
+    `classify` is the gold annotator, asked about prompts of known kind alone; None where there is none. An answer that
+    did not end within `max_new_tokens`, or that holds a control token before its end, is incoherent. KL is that at the
+    sampling temperature; at temperature 0, where one answer has all the probability, it is None. A prompt is
     rejected for all policies when it leaves one of them no room for `max_new_tokens`. A row's draw depends on the
     prompt, the policy's name and the sample's number alone. Policies must share the reference's tokenizer.
     """
@@ -71,7 +74,7 @@ def _answers(
         settings.temperature,
         progress=lambda done, total: progress(f"{name} answers", done, total),
     )
-    divergences = _kl(model, reference, conversations, generations)
+    divergences = _kl(model, reference, conversations, generations, settings.temperature)
     return [
         EvaluationAnswer(
             answer_id=row_id("evaluation_answer", name, prompt.prompt_id, sample, seed, generation.text),
@@ -82,7 +85,7 @@ def _answers(
             intent=prompt.intent,
             sample=sample,
             text=generation.text,
-            verdict=classify(prompt.text, generation.text) if classify and prompt.kind != "unknown" else None,
+            verdict=_verdict(model, prompt, generation, classify),
             tokens=len(generation.token_ids),
             kl=kl,
             seed=seed,
@@ -91,13 +94,28 @@ def _answers(
     ]
 
 
+def _verdict(model: LocalModel, prompt: Prompt, generation: Generation, classify: Classify | None) -> Verdict | None:
+    """`Generation.text` has lost what a reader of the tokens would see: that it was cut off, and control tokens."""
+    if classify is None or prompt.kind == "unknown":
+        return None
+    if not generation.finished or not control_ids(model.tokenizer).isdisjoint(generation.token_ids[:-1]):
+        return "incoherent"
+    return classify(prompt.text, generation.text)
+
+
 def _kl(
-    model: LocalModel, reference: LocalModel, conversations: Sequence[Sequence], generations: Sequence[Generation]
-) -> list[float]:
-    """One value in nats per answer: log P(answer) under the policy less that under the reference, at temperature 1."""
+    model: LocalModel,
+    reference: LocalModel,
+    conversations: Sequence[Sequence],
+    generations: Sequence[Generation],
+    temperature: float,
+) -> Sequence[float | None]:
+    """One value in nats per answer: log P(answer) under the policy less that under the reference, both tempered."""
+    if temperature == 0:
+        return [None] * len(generations)
     if model is reference:
         return [0.0] * len(generations)
     tokens = [generation.token_ids for generation in generations]
-    own = model.answer_logprobs(conversations, tokens)
-    other = reference.answer_logprobs(conversations, tokens)
+    own = model.answer_logprobs(conversations, tokens, temperature)
+    other = reference.answer_logprobs(conversations, tokens, temperature)
     return [float(mine.sum() - its.sum()) for mine, its in zip(own, other, strict=True)]

@@ -40,7 +40,8 @@ def build_report(warehouse: Warehouse, split: Split) -> dict[str, Any]:
 
     Keys: split, seed, policies, win_rates, labels, reward_model, snapshots, seconds, peak_memory_mb. Beside a policy's
     numbers stand `intervals` (measure -> [low, high]) and `reasons` (measure -> why it is None); beside a win rate's
-    `duels` and `note` (`self_judged`). `seconds` are those of making a snapshot, not of reusing it.
+    `duels` and `note` (`self_judged`, or why it is None); beside the labels' the `interval` of their accuracy.
+    `seconds` are those of making a snapshot, not of reusing it.
     Raises ReportError where the home has no evaluation.
     """
     evaluation = warehouse.current("policy_evaluation") if warehouse.path.exists() else None
@@ -143,7 +144,7 @@ def _win_rates(rates: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _labels(evaluation: SnapshotRecord, split: Split) -> dict[str, Any]:
     """Accuracy of labels on new pairs of this split's prompts; None where no gold annotator knows them."""
     found = evaluation.metrics.get("labels", {}).get(split, {})
-    return {measure: found.get(measure) for measure in LABEL_MEASURES}
+    return {measure: found.get(measure) for measure in (*LABEL_MEASURES, "interval")}
 
 
 def _reward_model(record: SnapshotRecord | None) -> dict[str, Any]:

@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
+from rlaif_assets.evaluation.rates import ratio_interval
 from rlaif_assets.records import Judgement, Label
 from rlaif_assets.store.fingerprint import row_id
 
@@ -53,13 +52,19 @@ def _flipped(rows: list[Judgement]) -> bool | None:
 
 
 def label_metrics(
-    labels: Sequence[Label], judgements: Sequence[Judgement], gold: Gold, bootstrap: int = 1000, seed: int = 0
+    labels: Sequence[Label],
+    judgements: Sequence[Judgement],
+    gold: Gold,
+    unit: Callable[[Label], str] = lambda label: label.pair_id,
+    bootstrap: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Agreement of labels with `gold` (0: response A is better, 1: B, None: undecided, left out of accuracies).
 
     accuracy, accuracy_first_order, accuracy_second_order: share of decisive pairs whose label, or whose judgement in
     order "ab" or "ba", chooses gold's response; an exact 0.5 counts half.
-    interval: [low, high], 95%, bootstrap of `accuracy` over the decisive pairs. pairs: how many these are.
+    interval: [low, high], 95%, bootstrap of `accuracy` over the units (the intents) of the decisive pairs, since pairs
+    of one unit go together. pairs: how many decisive pairs there are.
     position_flip_rate: share of all labels, decisive or not, whose two orders choose different responses.
     saturated_share: share of labels with `p_a` within 0.02 of 0 or 1; saturated_share_one_order: of their judgements.
     A value is None where no row gives one. Raises KeyError for a label whose judgement is not among `judgements`.
@@ -67,10 +72,12 @@ def label_metrics(
     by_id = {judgement.judgement_id: judgement for judgement in judgements}
     used = [by_id[judgement_id] for label in labels for judgement_id in label.judgement_ids]
     hits: dict[str, list[float]] = {"label": [], "ab": [], "ba": []}
+    units: list[str] = []
     for label in labels:
         better = gold(label)
         if better is None:
             continue
+        units.append(unit(label))
         hits["label"].append(_hit(label.p_a, better))
         for judgement_id in label.judgement_ids:
             hits[by_id[judgement_id].order].append(_hit(by_id[judgement_id].p_a, better))
@@ -81,7 +88,7 @@ def label_metrics(
         "accuracy_second_order": _mean(hits["ba"]),
         "position_flip_rate": _mean(flips),
         "pairs": len(hits["label"]),
-        "interval": _interval(hits["label"], bootstrap, seed),
+        "interval": _interval(units, hits["label"], bootstrap, seed),
         "saturated_share": _mean([_saturated(label.p_a) for label in labels]),
         "saturated_share_one_order": _mean([_saturated(judgement.p_a) for judgement in used]),
     }
@@ -101,12 +108,6 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _interval(hits: Sequence[float], bootstrap: int, seed: int) -> list[float] | None:
-    """Resampling n hits with replacement only changes how many are 0, 0.5 and 1: one multinomial draw per resample."""
-    if not hits:
-        return None
-    values = (0.0, 0.5, 1.0)
-    shares = [sum(hit == value for hit in hits) / len(hits) for value in values]
-    counts = np.random.default_rng(seed).multinomial(len(hits), shares, size=bootstrap)
-    low, high = np.quantile(counts @ np.array(values) / len(hits), (0.025, 0.975))
-    return [float(low), float(high)]
+def _interval(units: Sequence[str], hits: Sequence[float], bootstrap: int, seed: int) -> list[float] | None:
+    found = ratio_interval(units, hits, [1.0] * len(hits), bootstrap, seed) if hits else None
+    return list(found) if found else None

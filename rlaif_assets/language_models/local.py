@@ -143,9 +143,9 @@ class LocalModel:
         return logprobs, [len(prompt) for prompt in prompts]
 
     def answer_logprobs(
-        self, conversations: Sequence[Conversation], token_ids: Sequence[Sequence[int]]
+        self, conversations: Sequence[Conversation], token_ids: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[np.ndarray]:
-        """Log P of each token of each answer under the model at temperature 1, given conversation and earlier tokens.
+        """Log P of each token of each answer by softmax(logits / temperature), given conversation and earlier tokens.
 
         `token_ids` as `Generation.token_ids` of a model with the same tokenizer and no prefill. Natural logarithms.
         """
@@ -163,6 +163,7 @@ class LocalModel:
             targets = pad([list(token_ids[i]) for i in rows], longest, left=False).to(self.device)
             with torch.inference_mode():
                 logits = self._right_padded_logits([whole[i] for i in rows], (starts + steps).minimum(ends))
+                logits = logits / temperature
                 chosen = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
             for i, values in zip(rows, chosen.double().cpu().numpy(), strict=True):
                 logprobs[i] = values[: len(token_ids[i])]

@@ -36,6 +36,8 @@ def fill(home: Path, ppo_verdicts: tuple[str, ...], seed: int = 0) -> Warehouse:
         "accuracy_second_order": 0.8,
         "position_flip_rate": 0.1,
         "pairs": 40,
+        "interval": [0.82, 0.96],
+        "saturated_share": 0.3,
     }
     preferences = warehouse.publish(
         SnapshotRecord(asset="harmlessness_preferences", key="k1", metrics={"peak_memory_mb": 900.0}),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rlaif_assets.evaluation.rates import NO_GOLD, policy_rates, ratio_interval, win_rates
+from rlaif_assets.evaluation.rates import NO_GOLD, NOT_JUDGED, policy_rates, ratio_interval, win_rates
 from rlaif_assets.records import EvaluationRate
 from tests.evaluation.rows import answer
 
@@ -112,9 +112,13 @@ def test_without_verdicts_the_judge_decides_and_the_rate_says_so():
     assert by_measure(win_rates(answers, "test", 20), "ppo_vs_sl_cai")["win_rate"].note == NO_GOLD
 
 
-def test_judged_duels_count_beside_those_with_verdicts():
+def test_where_duels_were_judged_they_alone_count():
     answers = [answer("ppo", "gold", "harmful"), answer("sl_cai", "gold", "engaged")]
     answers += [answer(policy, "mine", None, kind="unknown", intent=None) for policy in ("ppo", "sl_cai")]
+    answers += [answer(policy, "dev", "engaged", split="dev") for policy in ("ppo", "sl_cai")]
     judged = {("ppo mine 0", "sl_cai mine 0"): 1}
     found = by_measure(win_rates(answers, "test", 20, judged=judged), "ppo_vs_sl_cai")
-    assert (found["win_rate"].value, found["win_rate"].note, found["win_rate"].count) == (0.5, "judged", 2)
+    assert (found["win_rate"].value, found["win_rate"].note, found["win_rate"].count) == (1.0, "judged", 1)
+    other = by_measure(win_rates(answers, "dev", 20, judged=judged), "ppo_vs_sl_cai")
+    assert (other["win_rate"].value, other["ties"].value) == (None, None)
+    assert other["win_rate"].note == NOT_JUDGED

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rlaif_assets.assets.configuration import CONFIGS
 from rlaif_assets.evaluation.report import ReportError, build_report, combine_reports, report_table
 from rlaif_assets.store.warehouse import Warehouse
 from tests.evaluation.rows import fill
+from tests.homes import Home
 
 POLICY_KEYS = {
     "harmless_rate", "evasive_rate", "helpful_rate", "lookalike_refusal_rate", "incoherent_rate", "distinct_share",
@@ -27,11 +29,36 @@ def test_the_report_has_the_promised_keys(tmp_path: Path):
     assert set(report["win_rates"]) == {"ppo_vs_sl_cai", "ppo_vs_base", "sl_cai_vs_base"}
     assert {"rate", "low", "high", "ties"} <= set(report["win_rates"]["ppo_vs_base"])
     assert report["win_rates"]["ppo_vs_sl_cai"]["rate"] == pytest.approx(2 / 3)
-    assert report["labels"]["accuracy_first_order"] == 0.85
+    assert report["labels"] == {
+        "accuracy": 0.9,
+        "accuracy_first_order": 0.85,
+        "accuracy_second_order": 0.8,
+        "position_flip_rate": 0.1,
+        "pairs": 40,
+        "interval": [0.82, 0.96],
+    }
     assert report["reward_model"] == {"ai": {"accuracy": 0.8, "nll": 0.4, "ece": 0.05}}
     assert set(report["snapshots"]) == {"harmlessness_preferences", "reward_model", "policy_evaluation"}
     assert report["seconds"]["reward_model"] == 12.5
     assert report["peak_memory_mb"] == 900.0
+
+
+def test_the_report_of_a_run_covers_all_of_its_assets(home: Home):
+    report = json.loads(json.dumps(build_report(home.warehouse, "test")))
+    assert set(report) == {
+        "split", "seed", "policies", "win_rates", "labels", "reward_model", "snapshots", "seconds", "peak_memory_mb",
+    }  # fmt: skip
+    assert report["snapshots"] == home.first and home.first.keys() == CONFIGS.keys()
+    assert report["seconds"].keys() == CONFIGS.keys()
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+    assert report["peak_memory_mb"] > 0
+    for policy in ("base", "sl_cai", "ppo"):
+        assert report["policies"][policy].keys() == POLICY_KEYS | {"intervals", "reasons"}
+    for duel in ("ppo_vs_sl_cai", "ppo_vs_base", "sl_cai_vs_base"):
+        assert report["win_rates"][duel].keys() >= {"rate", "low", "high", "ties"}
+    assert report["reward_model"] and all(
+        found.keys() == {"accuracy", "nll", "ece"} for found in report["reward_model"].values()
+    )
 
 
 def test_several_homes_give_mean_and_spread(tmp_path: Path):

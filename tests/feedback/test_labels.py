@@ -76,7 +76,7 @@ def gold_of(table: Table) -> Gold:
     return lambda label: table[int(label.pair_id.removeprefix("pair-"))][2]
 
 
-def measure(table: Table, **options: int) -> dict[str, Any]:
+def measure(table: Table, **options: Any) -> dict[str, Any]:
     judgements = make_judgements([(ab, ba) for ab, ba, _ in table])
     return label_metrics(make_labels(judgements), judgements, gold_of(table), **options)
 
@@ -101,6 +101,22 @@ def test_the_interval_covers_what_a_binomial_would():
     low, high = measure(table, bootstrap=20_000)["interval"]
     assert low == pytest.approx(0.775, abs=0.0021) and high == pytest.approx(0.824, abs=0.0021)  # 90% begins at 0.779
     assert measure(table, seed=4) == measure(table, seed=4)
+
+
+def test_the_interval_draws_whole_units():
+    # Two units of 50 equal pairs each: drawing pairs would give a narrow interval, drawing units gives 0 to 1.
+    judgements = make_judgements([(0.9, 0.9)] * 100)
+
+    def number(label: Label) -> int:
+        return int(label.pair_id.removeprefix("pair-"))
+
+    metrics = label_metrics(
+        make_labels(judgements),
+        judgements,
+        lambda label: 1 if number(label) % 2 else 0,
+        lambda label: str(number(label) % 2),
+    )
+    assert metrics["accuracy"] == 0.5 and metrics["interval"] == [0.0, 1.0]
 
 
 def test_certain_labels_have_no_spread_and_no_labels_have_no_value():
