@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from rlaif_assets.ingest.errors import IngestError, RowError
 from rlaif_assets.records import Rejection, Split
@@ -73,7 +73,7 @@ def open_source(path: str) -> BinaryIO:
         raise IngestError(f"{path}: cannot be opened: {error}") from error
 
 
-def unpacked(path: str, file: BinaryIO) -> IO[bytes]:
+def unpacked(path: str, file: BinaryIO) -> BinaryIO | gzip.GzipFile:
     """The bytes of an open file, decompressed where they are gzip; what is damaged raises GZIP_ERRORS when read.
 
     Raises IngestError where `path` ends in .gz and the file is not gzip.
