@@ -7,7 +7,7 @@ import dagster as dg
 
 from rlaif_assets.assets.configuration import AuditsCheckConfig
 from rlaif_assets.assets.recording import user_errors
-from rlaif_assets.feedback.limits import under_limits
+from rlaif_assets.feedback.limits import ADVICE, failed_audits, under_limits
 from rlaif_assets.resources import Storage
 
 
@@ -18,11 +18,12 @@ def audits(context: dg.AssetCheckExecutionContext, config: AuditsCheckConfig, st
         warehouse = storage.warehouse()
         snapshot = warehouse.current("harmlessness_preferences")
         verdicts = under_limits(warehouse.rows("verdicts", snapshot.snapshot_id) if snapshot else [], config.audits())
-    failed = [row["audit"] for row in verdicts if not row["passed"]]
+    failed = failed_audits(verdicts)
+    told = f"{failed}. {ADVICE}" if failed and config.audits_enforce else failed
     return dg.AssetCheckResult(
         passed=bool(verdicts) and not failed,
         severity=dg.AssetCheckSeverity.ERROR if config.audits_enforce else dg.AssetCheckSeverity.WARN,
-        description=f"failed: {', '.join(failed)}" if failed else ("passed" if verdicts else "never audited"),
+        description=told or ("passed" if verdicts else "never audited"),
         metadata={
             "snapshot_id": snapshot.snapshot_id if snapshot else "none",
             "verdicts": dg.MetadataValue.json(verdicts),

@@ -123,14 +123,20 @@ def mark_dead_runs(instance: "DagsterInstance") -> Findings:
     failed: list[str] = []
     left: list[str] = []
     for run in instance.get_runs(dg.RunsFilter(statuses=open_statuses)):
-        name = f"run {run.run_id[:8]} ({run.job_name})"
         why = _why_dead(run) if _own_tags(run) else _why_never_begun(instance, run)
         if why is None:
-            left.append(f"{name} {_whereabouts(run)}")
+            left.append(_told(run))
         else:
             instance.report_run_failed(run, f"Marked failed: {why}.")
-            failed.append(f"{name} marked failed: {why}")
+            failed.append(f"{_name(run)} marked failed: {why}")
     return Findings(failed, _free_slots(instance), left)
+
+
+def slot_holders(instance: "DagsterInstance", pool: str) -> list[str]:
+    """The runs that hold a slot of the pool, each a sentence as in `Findings.left`."""
+    slots = instance.event_log_storage.get_concurrency_info(pool).claimed_slots
+    runs = [instance.get_run_by_id(run_id) for run_id in sorted({slot.run_id for slot in slots})]
+    return [_told(run) for run in runs if run is not None]
 
 
 def _free_slots(instance: "DagsterInstance") -> list[str]:
@@ -203,6 +209,14 @@ def _why_ended(pid: int, earliest: float, latest: float) -> str | None:
 def _own_tags(run: "DagsterRun") -> bool:
     """Whether the tags are this run's own; a retried run begins with those of its predecessor."""
     return HOST_TAG in run.tags and run.tags.get(TAGGED_TAG, run.run_id) == run.run_id
+
+
+def _name(run: "DagsterRun") -> str:
+    return f"run {run.run_id[:8]} ({run.job_name})"
+
+
+def _told(run: "DagsterRun") -> str:
+    return f"{_name(run)} {_whereabouts(run)}"
 
 
 def _whereabouts(run: "DagsterRun") -> str:

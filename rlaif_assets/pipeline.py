@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
@@ -46,14 +47,15 @@ def run_pipeline(
     """Materializes the selected assets (None: all) and returns the Dagster run's id; what has not changed is reused.
 
     `select` and `force` are names or Dagster selections separated by commas (`ppo_policy`, `+reward_model`,
-    `group:"step_1"`). Forced assets are made again even where nothing changed. `show` is given one line per asset.
-    Raises SettingsError for an unknown asset and RunError when an asset fails; KeyboardInterrupt cancels the run.
+    `group:"step_1"`). Forced assets are made again even where nothing changed. `show` is given one line per asset, and
+    one when an asset waits for a pool that another run holds. Raises SettingsError for an unknown asset and for a
+    forced one that is not selected, and RunError when an asset fails; KeyboardInterrupt cancels the run.
     """
     import dagster as dg
     from dagster._core.execution.api import execute_run
 
     from rlaif_assets.assets.configuration import run_config
-    from rlaif_assets.instance import process_tags
+    from rlaif_assets.instance import process_tags, slot_holders
 
     if not debug:
         warnings.simplefilter("ignore")
@@ -61,6 +63,12 @@ def run_pipeline(
     job = rlaif_all()
     names = selected_assets(job, select) if select else None
     forced = selected_assets(job, force) if force else []
+    unselected = sorted(set(forced) - set(names or forced))
+    if unselected:
+        raise SettingsError(
+            f"--force {force} would make {', '.join(unselected)} again, which --select {select} leaves out: "
+            "select them too, or do not force them"
+        )
     config = run_config(profile, names) | {"loggers": {"console": {"config": {"log_level": _level(debug)}}}}
     tags = process_tags() | {REPOSITORY_TAG: REPOSITORY} | ({FORCE_TAG: ",".join(forced)} if forced else {})
     run = instance.create_run_for_job(
@@ -70,14 +78,14 @@ def run_pipeline(
         asset_selection=frozenset(dg.AssetKey(name) for name in names) if names else None,
         job_code_origin=dg.reconstructable(rlaif_all).get_python_origin(),
     )
-    lines = _Lines(show)
+    lines = _Lines(show, lambda pool: slot_holders(instance, pool))
     instance.add_event_listener(run.run_id, lines)
     result = execute_run(dg.reconstructable(rlaif_all), run, instance)
     if not result.success:
         ended = instance.get_run_by_id(run.run_id)
         if ended is not None and ended.status == dg.DagsterRunStatus.CANCELED:
             raise KeyboardInterrupt
-        raise RunError(_failure(result.all_events) or f"run {run.run_id} failed before its first asset")
+        raise RunError(failed_steps(result.all_events) or f"run {run.run_id} failed before its first asset")
     return run.run_id
 
 
@@ -91,7 +99,7 @@ def selected_assets(job: "JobDefinition", text: str) -> list[str]:
     graph = job.asset_layer.asset_graph
     known = sorted(key.to_user_string() for key in graph.materializable_asset_keys)
     found: set[str] = set()
-    for part in (part.strip() for part in text.split(",")):
+    for part in filter(None, (part.strip() for part in text.split(","))):
         if part.isidentifier() and part not in known:
             raise SettingsError(f"unknown asset {part!r}: {nearest(part, known)}")
         try:
@@ -110,10 +118,10 @@ def with_bars(profile: Profile) -> Profile:
 
 
 class _Lines:
-    """An event listener: one line per finished asset or failed check, and what assets log."""
+    """An event listener: one line per finished asset or failed check, what assets wait for, and what they log."""
 
-    def __init__(self, show: Show) -> None:
-        self.show = show
+    def __init__(self, show: Show, holders: Callable[[str], list[str]]) -> None:
+        self.show, self.holders = show, holders
         self.started: dict[str, float] = {}
 
     def __call__(self, entry: "EventLogEntry") -> None:
@@ -129,22 +137,45 @@ class _Lines:
             reused = metadata["reused"].value if "reused" in metadata else False
             seconds = time.monotonic() - self.started.get(event.step_key or "", time.monotonic())
             self.show(f"{name:<26} {'reused' if reused else 'made'} in {seconds:.1f} s")
+        elif event.event_type_value == "ENGINE_EVENT" and event.event_specific_data is not None:
+            pool = event.engine_event_data.metadata.get("pool")
+            if pool is not None:
+                held = "; ".join(self.holders(str(pool.value))) or "its slots are taken"
+                self.show(f"{event.step_key} waits for pool {pool.value}: {held}")
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             evaluation = event.asset_check_evaluation_data
             if not evaluation.passed:
                 name = evaluation.asset_key.to_user_string()
-                self.show(f"{name:<26} check {evaluation.check_name} failed ({evaluation.severity.value.lower()})")
+                self.show(
+                    f"{name:<26} check {evaluation.check_name} failed ({evaluation.severity.value.lower()})"
+                    + (f": {evaluation.description}" if evaluation.description and not _stops(evaluation) else "")
+                )
+
+
+def _stops(evaluation: "dg.AssetCheckEvaluation") -> bool:
+    return not evaluation.passed and bool(evaluation.blocking) and evaluation.severity.value == "ERROR"
 
 
 def _level(debug: bool) -> str:
     return "DEBUG" if debug else "CRITICAL"
 
 
-def _failure(events: "Collection[dg.DagsterEvent]") -> str:
-    """`asset: message` of the steps that failed, the innermost cause's message, without a traceback."""
+def failed_steps(events: "Collection[dg.DagsterEvent]") -> str:
+    """`asset: message` of the steps that failed, the innermost cause's message, without a traceback.
+
+    A step that failed by its blocking checks has their descriptions as its message.
+    """
     lines: list[str] = []
+    stopped_by: dict[str | None, list[str]] = defaultdict(list)
     for event in events:
-        if event.is_step_failure:
+        if event.event_type_value == "ASSET_CHECK_EVALUATION" and _stops(event.asset_check_evaluation_data):
+            found = event.asset_check_evaluation_data
+            stopped_by[event.step_key].append(
+                f"{found.asset_key.to_user_string()}: check {found.check_name} failed: {found.description}"
+            )
+        elif event.is_step_failure and event.step_key in stopped_by:
+            lines += stopped_by[event.step_key]
+        elif event.is_step_failure:
             error: Any = event.step_failure_data.error
             given = event.step_failure_data.user_failure_data
             while error is not None and error.cause is not None:

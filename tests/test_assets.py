@@ -1,5 +1,6 @@
 """The whole graph at a very small size, on a tiny random model: what is recorded, reused, refused and read."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,10 +8,15 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
+from rich.console import Console
 
+from rlaif_assets.assets import recording
 from rlaif_assets.assets.configuration import CONFIGS
 from rlaif_assets.assets.progress import make_progress
 from rlaif_assets.assets.recording import FORCE_TAG, numbers, preview
+from rlaif_assets.feedback.limits import AT_LEAST
+from rlaif_assets.pipeline import failed_steps
 from rlaif_assets.store.lineage import ancestry, verify
 from rlaif_assets.store.warehouse import Warehouse
 from tests.homes import Home, failure, metadata
@@ -123,6 +129,17 @@ def test_the_gate_holds_in_the_run_and_across_runs(home: Home) -> None:
     stopped = home.run(["harmlessness_preferences", "reward_model"], "audits.enforce=true")
     assert not stopped.success
     assert "reward_model" not in metadata(stopped)
+    told = failed_steps(stopped.all_events)
+    assert told.startswith("harmlessness_preferences: check audits failed: ")
+    failed = [
+        row
+        for row in home.warehouse.rows("verdicts", home.ids()["harmlessness_preferences"])
+        if not row["passed"] and row["audit"] in AT_LEAST
+    ]
+    for row in failed:
+        limit = f"{row['threshold']:.6g} by audits.{AT_LEAST[row['audit']]}"
+        assert f"{row['audit']} ({row['value']:.6g}, limit {limit})" in told
+    assert failed and "--set audits.enforce=false" in told and len(told.splitlines()) == 1
     alone = home.run(["reward_model"], "audits.enforce=true")
     assert not alone.success
     assert "refuses harmlessness_preferences" in failure(alone) and "audits.enforce=false" in failure(alone)
@@ -266,6 +283,22 @@ def test_the_forkserver_executor_does_the_same(home: Home, tmp_path: Path) -> No
     assert found == {name: home.ids()[name] for name in chosen}
 
 
+def test_dagsters_own_command_makes_every_asset_and_the_same(home: Home, tmp_path: Path) -> None:
+    folder, profile = tmp_path / "home", tmp_path / "tiny.yaml"
+    folder.mkdir()
+    (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    profile.write_text(yaml.safe_dump(home.profile.model_dump()))
+    command = [str(Path(sys.executable).parent / "dagster"), "asset", "materialize", "--select", "*"]
+    done = subprocess.run(
+        [*command, "-m", "rlaif_assets.definitions"],
+        env={**os.environ, "DAGSTER_HOME": str(folder), "RLAIF_PROFILE": str(profile)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {name: record.snapshot_id for name in CONFIGS if (record := Warehouse(folder).current(name))} == home.first
+
+
 def test_progress_lines_are_rare_and_estimate_the_rest() -> None:
     now = 0.0
     lines: list[str] = []
@@ -278,6 +311,64 @@ def test_progress_lines_are_rare_and_estimate_the_rest() -> None:
         "response_pairs: answers 20/60, about 40 s left",
         "response_pairs: answers 30/60, about 30 s left",
     ]
+
+
+class Calls:
+    """A progress that keeps what it is told."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.told, self.closed = name, [], False
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        self.told.append((phase, done, total))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_every_training_tells_each_of_its_steps(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Calls] = {}
+    monkeypatch.setattr(recording, "make_progress", lambda kind, write, name: made.setdefault(name, Calls(name)))
+    phases = {
+        "sl_cai_checkpoint": "fine-tuning",
+        "pmp_checkpoint": "training",
+        "reward_model": "training",
+        "ppo_policy": "updates",
+    }
+    steps = [f"{name}.batch_size=4" for name in phases if name != "ppo_policy"]
+    again = home.run(list(phases), "ppo_policy.updates=2", *steps)
+    assert again.success, failure(again)
+    for name, phase in phases.items():
+        told = [(done, total) for shown, done, total in made[name].told if shown == phase]
+        total = told[0][1]
+        assert total >= 2, name
+        assert told == [(done, total) for done in range(total + 1)], name
+        assert made[name].closed
+    assert home.run(list(phases)).success  # back to the first
+
+
+def test_a_failed_stage_closes_its_progress(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Calls] = {}
+    monkeypatch.setattr(recording, "make_progress", lambda kind, write, name: made.setdefault(name, Calls(name)))
+    assert not home.run(["sl_cai_checkpoint"], "sl_cai_checkpoint.max_length=1").success
+    assert made["sl_cai_checkpoint"].closed
+
+
+def test_bars_give_the_terminal_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr("rich._console", Console(file=screen, force_terminal=True, width=120, legacy_windows=False))
+    hidden, shown = "\x1b[?25l", "\x1b[?25h"
+    bars = make_progress("bar", lambda line: None, "response_pairs")
+    for done in range(3):
+        bars("answers", done, 2)
+    assert "response_pairs: answers" in screen.getvalue() and "2/2" in screen.getvalue()
+    assert screen.getvalue().count(hidden) == screen.getvalue().count(shown) == 1
+    bars("judgements", 1, 5)  # not finished when the next phase begins
+    bars("more", 1, 5)
+    assert (screen.getvalue().count(hidden), screen.getvalue().count(shown)) == (3, 2)
+    bars.close()
+    bars.close()
+    assert screen.getvalue().count(hidden) == screen.getvalue().count(shown) == 3
 
 
 def test_metrics_and_previews_are_plain() -> None:

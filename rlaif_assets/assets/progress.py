@@ -1,11 +1,18 @@
-"""How far a long stage has come: lines in Dagster's log, or bars in the terminal. The stages only call `report`."""
+"""How far a long stage has come: lines in Dagster's log, or bars in the terminal. The stages only call it."""
 
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
-Progress = Callable[[str, int, int], None]
 SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress(Protocol):
+    """Called with a phase, how much of it is done, and how much there is; closed when the stage ends, in any way."""
+
+    def __call__(self, phase: str, done: int, total: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def make_progress(
@@ -17,7 +24,7 @@ def make_progress(
     """`write` takes the lines of kind `log`; `name` (the asset's) begins every line and bar; `clock` is in seconds."""
     if kind == "bar":
         return _Bars(name)
-    return _Lines(write, name, clock) if kind == "log" else lambda phase, done, total: None
+    return _Lines(write if kind == "log" else lambda line: None, name, clock)
 
 
 class _Lines:
@@ -38,9 +45,12 @@ class _Lines:
             left = (now - self.started) / max(1, done - self.first) * (total - done)
             self.write(f"{self.name}: {phase} {done}/{total}, about {left:.0f} s left")
 
+    def close(self) -> None:
+        pass
+
 
 class _Bars:
-    """One bar per phase; a finished phase keeps its bar."""
+    """One bar per phase; a finished phase keeps its bar, and an unfinished one stays as far as it came."""
 
     def __init__(self, name: str) -> None:
         self.name, self.phase = name, ""
@@ -49,12 +59,17 @@ class _Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         if phase != self.phase:
-            self.phase = phase
+            self.close()
             columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self.bars = Progress(*columns)
+            self.phase = phase
             self.bars.start()
             self.task = self.bars.add_task(f"{self.name}: {phase}", total=total)
         self.bars.update(self.task, completed=done, total=total)
         if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        if self.phase:
             self.bars.stop()
             self.phase = ""

@@ -21,7 +21,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from rlaif_assets.assets.progress import make_progress
-from rlaif_assets.feedback.limits import under_limits
+from rlaif_assets.feedback.limits import ADVICE, failed_audits, under_limits
 from rlaif_assets.instance import tag_run
 from rlaif_assets.records import Prompt, Rejection
 from rlaif_assets.resources import Compute, Storage, Tracking
@@ -132,12 +132,15 @@ class Stage:
         these limits, whichever it was audited under."""
         with user_errors():
             verdicts = under_limits(self.warehouse.rows("verdicts", self.inputs[asset].snapshot_id), audits)
-        failed = [f"{row['audit']} ({row['value']}, limit {row['threshold']})" for row in verdicts if not row["passed"]]
+        failed = failed_audits(verdicts)
         if audits.enforce and (failed or not verdicts):
             raise dg.Failure(
                 f"{self.asset} refuses {asset} {self.inputs[asset].snapshot_id}: "
-                + (f"failed audits: {', '.join(failed)}" if failed else "it was never audited")
-                + ". Look at its labels; to train nevertheless set audits.enforce=false (recorded with the model).",
+                + (
+                    f"failed audits: {failed}. {ADVICE}"
+                    if failed
+                    else f"it was never audited; materialize {asset} anew"
+                ),
                 allow_retries=False,
             )
 
@@ -188,6 +191,8 @@ class Stage:
                 for folder in self._work_folders:
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
+            finally:
+                self.progress.close()
             self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
             return self._result(record, reused=False, pictures=product.pictures)
 

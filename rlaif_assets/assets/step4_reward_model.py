@@ -38,7 +38,7 @@ def pmp_checkpoint(
         rows = pmp_examples(train), pmp_examples(heldout)
         start, folder = stage.folder("base_model"), stage.work_folder()
         options = {**examples.training_options(config), "center_coefficient": 0.0}
-        places = {"output": folder, "compute": compute.settings(), "log": stage.log}
+        places = {"output": folder, "compute": compute.settings(), "log": stage.log, "progress": stage.progress}
         metrics = train_preference_model(start, *rows, **options, **places)
         used = examples.training_rows(*rows, metrics["dropped_row_ids"])
         rejected = examples.dropped_rows(metrics, config.max_length)
@@ -90,6 +90,7 @@ def reward_model(
             folder := stage.work_folder(),
             compute.settings(),
             stage.log,
+            stage.progress,
         )
         bins = {source: found["reliability"] for source, found in metrics["heldout"].items()}
         pictures = {"reliability": reliability_picture(bins)}

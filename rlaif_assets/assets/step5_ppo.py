@@ -32,6 +32,11 @@ def ppo_policy(
         from rlaif_assets.evaluation.pictures import curves_picture
         from rlaif_assets.training.ppo import train_ppo
 
+        def log(metrics: dict[str, float], update: int) -> None:
+            stage.log(metrics, update)
+            stage.progress("updates", update + 1, config.updates)
+
+        stage.progress("updates", 0, config.updates)
         result = train_ppo(
             stage.folder("sl_cai_checkpoint"),
             stage.folder("reward_model"),
@@ -40,7 +45,7 @@ def ppo_policy(
             config,
             folder := stage.work_folder(),
             compute.settings(),
-            stage.log,
+            log,
         )
         pictures = {"training": curves_picture({name: stage.history[name] for name in CURVES})}
         tokens = sum(row["tokens"] for row in result.rollouts)

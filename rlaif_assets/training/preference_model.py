@@ -64,12 +64,14 @@ def train_preference_model(
     output: Path,
     compute: ComputeSettings,
     log: Callable[[dict[str, float], int], None],
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Trains a PM from a causal LM's folder, or from another PM's, and saves it in `output` with its tokenizer.
 
     AdamW, linear warm-up and decay, gradient clipping, no dropout, float32. `batch_size` counts pairs per optimiser
     step; `compute.batch_tokens` splits a step into forward passes and changes nothing but rounding. A pair with a side
-    longer than `max_length` tokens, or than the model's context, is dropped and named in the metrics.
+    longer than `max_length` tokens, or than the model's context, is dropped and named in the metrics. `progress` gets
+    ("training", optimiser steps done, all of them).
 
     Returns steps, tokens (without padding), train_loss (mean of the last epoch), dropped, dropped_row_ids and
     heldout (see `heldout_metrics`). Raises TrainingError for data without a usable pair, labels
@@ -96,6 +98,8 @@ def train_preference_model(
     lengths = [pair.length for pair in pairs]
     losses: list[float] = []
     tokens, step = 0, 0
+    if progress is not None:
+        progress("training", 0, total)
     while step < total:
         for indices in epoch_batches(lengths, batch_size, generator)[: total - step]:
             batch = [pairs[index] for index in indices]
@@ -116,6 +120,8 @@ def train_preference_model(
             if step % LOG_STEPS == 0 or step == total:
                 recent = losses[-LOG_STEPS:]
                 log({"loss": sum(recent) / len(recent), "grad_norm": norm, "learning_rate": rate}, step)
+            if progress is not None:
+                progress("training", step, total)
 
     metrics = {
         "steps": total,

@@ -23,6 +23,7 @@ def train_reward_model(
     output: Path,
     compute: ComputeSettings,
     log: Callable[[dict[str, float], int], None],
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Trains from the folder `start` on soft labels and comparisons together and saves the model in `output`.
 
@@ -34,7 +35,9 @@ def train_reward_model(
     rows += examples.comparison_examples(comparisons, settings.human_weight)
     split = examples.split_heldout(rows, examples.conversation_id, settings.heldout_share, settings.seed)
     options = {**examples.training_options(settings), "center_coefficient": settings.center_coefficient}
-    metrics = train_preference_model(start, *split, **options, output=output, compute=compute, log=log)
+    metrics = train_preference_model(
+        start, *split, **options, output=output, compute=compute, log=log, progress=progress
+    )
     scores = PreferenceScorer(output, compute).scores(*examples.pair_texts(pairs, by_id))
     metrics["normalisation"] = write_normalisation(output, scores)
     return metrics, examples.training_rows(*split, metrics["dropped_row_ids"])

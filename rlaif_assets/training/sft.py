@@ -44,6 +44,7 @@ def train_sft(
     output: Path,
     compute: ComputeSettings,
     log: Callable[[dict[str, float], int], None],
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes the causal LM in `base` on the answers of `train`, and saves it in `output` with its tokenizer.
 
@@ -55,6 +56,7 @@ def train_sft(
     A row longer than `settings.max_length` tokens, or than the model's context, is dropped and named in the metrics.
     Returns steps, rows, heldout_rows, tokens, answer_tokens (both of one epoch), train_loss, heldout_loss_before,
     heldout_loss_after (nats per answer token; None without held-out rows), dropped and dropped_row_ids.
+    `progress` gets ("fine-tuning", optimiser steps done, all of them).
     Raises TrainingError without a usable row, or for a loss that is not finite (nothing is saved then).
     """
     local = load_model(base, compute)
@@ -81,7 +83,7 @@ def train_sft(
         train_dataset=Dataset.from_list(rows),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=0),  # the mask says what is padding, not the id
         processing_class=tokenizer,
-        callbacks=[_LogCallback(log)],
+        callbacks=[_LogCallback(log), *([_ProgressCallback(progress)] if progress else [])],
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
@@ -218,3 +220,18 @@ class _LogCallback(TrainerCallback):
         if logs and "loss" in logs:  # the trainer's closing summary has none
             names = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
             self.log({name: float(logs[name]) for name in names if name in logs}, state.global_step)
+
+
+class _ProgressCallback(TrainerCallback):
+    """Tells `progress` every optimiser step."""
+
+    def __init__(self, progress: Callable[[str, int, int], None]) -> None:
+        self.progress = progress
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress("fine-tuning", 0, state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.progress("fine-tuning", state.global_step, state.max_steps)
