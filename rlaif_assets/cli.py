@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 it failed, 2 the options or settings are wrong, 130 stoppe
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +77,8 @@ def run(
         out.print(f"\nAll of it is in {escape(_short(folder))}.", soft_wrap=True)
         option = f" --home {escape(_short(folder))}" if home else ""
         out.print(
-            f"Next: [bold]rlaif report{option}[/] for the numbers, [bold]rlaif ui{option}[/] for graph and runs.",
+            f"Next: [bold]{escape(_command())} report{option}[/] for the numbers, "
+            f"[bold]{escape(_command())} ui{option}[/] for graph and runs.",
             soft_wrap=True,
         )
 
@@ -114,7 +116,7 @@ def report(
 def ui(
     profile: ProfileName = None,
     overrides: Overrides = None,
-    port: Annotated[int, typer.Option(help="Dagster's port on 127.0.0.1.")] = 3000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Dagster's port on 127.0.0.1.")] = 3000,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
@@ -128,7 +130,9 @@ def ui(
         folder = prepare_home(home_folder(home))
         use_settings(folder, settings)
         with dagster_instance() as instance:
-            _mark_dead_runs(instance, folder)
+            found, _ = _mark_dead_runs(instance, folder)
+        for line in found.left:
+            _line(line)
         serve(folder, settings.tracking.uri, settings.tracking.ui_url, port, _line)
 
 
@@ -218,8 +222,19 @@ def _line(text: str) -> None:
     out.print(escape(text), soft_wrap=True)
 
 
+def _command() -> str:
+    """What a person types to start this command again: its name where that finds it, else the path of its script."""
+    called = Path(sys.argv[0])
+    if called.name != "rlaif":
+        return "rlaif"
+    found = shutil.which("rlaif")
+    if found is not None and Path(found).absolute() == called.absolute():
+        return "rlaif"
+    return _short(called.absolute())
+
+
 def _short(folder: Path) -> str:
-    """The folder relative to the current one where it lies inside."""
+    """The path relative to the current folder where it lies inside."""
     current = Path.cwd()
     return str(folder.relative_to(current)) if folder.is_relative_to(current) and folder != current else str(folder)
 

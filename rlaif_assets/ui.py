@@ -18,6 +18,7 @@ from rlaif_assets.settings import Profile
 HOST = "127.0.0.1"
 DAGSTER_PORT = 3000
 UI_PROFILE = "ui_profile.yaml"
+MLFLOW_OPTION = "--set tracking.ui_url=http://127.0.0.1:PORT"
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 
@@ -34,18 +35,19 @@ def serve(
     `tracking_uri` None is the home's own database. MLflow's UI is started here only where `mlflow_url` names this
     machine; it then listens on loopback alone, as Dagster's does. DAGSTER_HOME must name the home already.
     """
-    address = urlsplit(mlflow_url)
-    here = address.hostname in (HOST, "localhost")
-    mlflow_port = address.port or 80
+    host, mlflow_port = parse_url(mlflow_url)
+    here = host in (HOST, "localhost")
     check_port(port, "Dagster's UI", "--port")
-    commands = {f"http://{HOST}:{port}": dagster_command(port)}
+    commands = [dagster_command(port)]
     if here:
-        check_port(mlflow_port, "MLflow's UI", "--set tracking.ui_url=http://127.0.0.1:PORT")
-        commands[mlflow_url.rstrip("/")] = mlflow_command(home, tracking_uri, mlflow_port)
+        if mlflow_port == port:
+            raise UiError(f"port {port} is wanted for both UIs; choose another with --port or {MLFLOW_OPTION}")
+        check_port(mlflow_port, "MLflow's UI", MLFLOW_OPTION)
+        commands.append(mlflow_command(home, tracking_uri, mlflow_port))
     previous = signal.signal(signal.SIGTERM, _interrupt)
     children: list[subprocess.Popen[bytes]] = []
     try:
-        for command in commands.values():
+        for command in commands:
             children.append(subprocess.Popen(command, start_new_session=True))
         for name, address_port in (("Dagster", port), ("MLflow", mlflow_port)):
             if name == "Dagster" or here:
@@ -59,6 +61,18 @@ def serve(
     finally:
         stop(children)
         signal.signal(signal.SIGTERM, previous)
+
+
+def parse_url(url: str) -> tuple[str, int]:
+    """Host and port of MLflow's base URL; raises UiError for what is not one."""
+    try:
+        address = urlsplit(url)
+        port = address.port
+    except ValueError as error:
+        raise UiError(f"tracking.ui_url={url}: {error}; write {MLFLOW_OPTION}") from error
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise UiError(f"tracking.ui_url={url}: not an http:// or https:// address; write {MLFLOW_OPTION}")
+    return address.hostname, port or {"http": 80, "https": 443}[address.scheme]
 
 
 def use_settings(home: Path, settings: Profile) -> None:

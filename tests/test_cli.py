@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rlaif_assets.cli import app
-from rlaif_assets.instance import BOOT_TAG, HOST_TAG, PID_TAG
+from rlaif_assets.instance import BOOT_TAG, HOST_TAG, PID_TAG, prepare_home
 from rlaif_assets.pipeline import FORCE_TAG, REPOSITORY, REPOSITORY_TAG
 from tests.evaluation.rows import fill
+from tests.test_doctor import holder, wait_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +47,11 @@ def test_help_names_every_verb_without_loading_anything_heavy():
         (["--select", "base_modle"], "base_model"),
         (["--force", "base_modle"], "base_model"),
         (["--profile", "poket"], "pocket"),
+        (["--select", ","], "selects no asset"),
+        (
+            ["--select", "base_model", "--force", "base_model,ppo_policy"],
+            "would make ppo_policy again",
+        ),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_nearest(words: list[str], nearest: str, home: Path):
@@ -60,8 +66,8 @@ def test_a_run_is_reused_recorded_under_the_job_and_says_who_works(home: Path):
     first = rlaif("run", "--select", "critique_constitution,judging_constitution")
     assert first.exit_code == 0, first.output
     assert "critique_constitution      made in" in first.output
-    again = rlaif("run", "--select", "critique_constitution", "--force", "judging_constitution")
-    assert "critique_constitution      reused in" in again.output
+    again = rlaif("run", "--select", "critique_constitution,", "--force", "critique_constitution")
+    assert "critique_constitution      reused in" in again.output  # a source is always read: the same content
     assert "judging_constitution " not in again.output
     with dg.DagsterInstance.from_config(str(home)) as instance:
         runs = instance.get_runs()
@@ -82,6 +88,51 @@ def test_settings_reach_the_asset_and_its_error_the_user_without_a_traceback():
     assert "nowhere.jsonl" in result.output
     assert "Traceback" not in result.output
     assert "not foreseen" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("called", "found", "shown"),
+    [
+        (".venv/bin/rlaif", None, ".venv/bin/rlaif"),
+        (".venv/bin/rlaif", "/usr/bin/rlaif", ".venv/bin/rlaif"),
+        (str(ROOT / ".venv/bin/rlaif"), None, ".venv/bin/rlaif"),
+        ("/opt/venv/bin/rlaif", "/opt/venv/bin/rlaif", "rlaif"),
+        ("/opt/venv/bin/rlaif", None, "/opt/venv/bin/rlaif"),
+    ],
+)
+def test_what_comes_next_is_printed_as_the_command_was_called(
+    called: str, found: str | None, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [called])
+    monkeypatch.setattr("shutil.which", lambda name: found)
+    result = rlaif("run", "--select", "critique_constitution", "--home", str(tmp_path / "h"))
+    assert f"Next: {shown} report --home {tmp_path / 'h'} for the numbers, {shown} ui" in result.output
+
+
+def test_a_run_that_waits_for_a_pool_says_which_run_holds_it(home: Path, tmp_path: Path):
+    prepare_home(home)
+    holding = holder(tmp_path / "marker", 600)
+    assert wait_for(tmp_path / "marker")
+    held = (tmp_path / "marker").read_text()
+    command = [sys.executable, "-u", "-m", "rlaif_assets.cli", "run", "--select", "revised_responses"]
+    waiting = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert waiting.stdout is not None
+        line = next(line for line in waiting.stdout if "waits for pool" in line)
+        assert line.startswith("revised_responses waits for pool gpu: ")
+        assert f"run {held[:8]}" in line and f"is alive in process {holding.pid}" in line
+    finally:
+        for process in (waiting, holding):
+            process.kill()
+            process.communicate()
 
 
 def test_debug_shows_the_traceback():

@@ -7,11 +7,14 @@ import time
 import urllib.request
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from typer.testing import CliRunner
 
 from rlaif_assets import ui
 from rlaif_assets.cli import app
+from rlaif_assets.instance import prepare_home, process_tags
+from tests.test_doctor import some_job
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,6 +38,46 @@ def test_a_taken_port_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.Monke
             result = CliRunner().invoke(app, ["ui", *words], env={"COLUMNS": "200"})
             assert result.exit_code == 1
             assert f"port {port}" in result.output and "is taken" in result.output
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("127.0.0.1:5001", "not an http:// or https:// address"),
+        ("localhost", "not an http:// or https:// address"),
+        ("http://", "not an http:// or https:// address"),
+        ("http://127.0.0.1:abc", "abc"),
+        ("http://127.0.0.1:99999", "Port out of range"),
+    ],
+)
+def test_an_address_that_is_none_is_a_clear_error(url: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RLAIF_PROFILE", "pocket")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    result = CliRunner().invoke(app, ["ui", "--set", f"tracking.ui_url={url}"], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert f"tracking.ui_url={url}: " in result.output and told in result.output
+    assert "not foreseen" not in result.output
+
+
+def test_one_port_for_both_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RLAIF_PROFILE", "pocket")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    port = free_port()
+    words = ["--port", str(port), "--set", f"tracking.ui_url=http://localhost:{port}/"]
+    result = CliRunner().invoke(app, ["ui", *words], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert f"port {port} is wanted for both" in result.output
+
+
+def test_live_runs_are_told_before_the_interfaces_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RLAIF_PROFILE", "pocket")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setattr(ui, "serve", lambda *_: None)
+    prepare_home(tmp_path)
+    with dg.DagsterInstance.get() as instance:
+        run = instance.create_run_for_job(some_job, tags=process_tags(), status=dg.DagsterRunStatus.STARTED)
+    result = CliRunner().invoke(app, ["ui"], env={"COLUMNS": "200"})
+    assert f"run {run.run_id[:8]} (some_job) is alive in process {os.getpid()}" in result.output
 
 
 def test_dagster_loads_the_settings_that_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
