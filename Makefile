@@ -22,7 +22,8 @@ ifneq ($(TORCH_INDEX),)
 .PHONY: $(INSTALLED)
 endif
 
-# torch goes first, at the constrained version, so that no other package pulls in a larger build of it.
+# torch goes first, at the constrained version, so that no other package pulls in a larger build of it. Of another index
+# torch alone is taken: what it depends on comes with the second line.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -30,7 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q && apt-get install -qy python3-venv; \
 	  else echo "Python's venv module is missing: install the package python3-venv" >&2; exit 1; fi
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--force-reinstall --index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--force-reinstall --no-deps --index-url $(TORCH_INDEX)) -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -55,5 +56,6 @@ contracts: setup
 
 validate: setup
 	$(BIN)/dagster definitions validate -w workspace.yaml
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/dg check defs
 
 check: test lint types contracts validate
