@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Home:
     files = [f"{setting}={DATA / name}" for setting, name in FILES.items()]
-    # Many of people's prompts exceed the tiny model's context: 2 of a split, as elsewhere, may leave none to judge.
+    # The question about many of people's prompts exceeds the tiny judge's context: 2 of a split may leave none.
     limits = [f"red_team_prompts.limit={LIMIT}", "community_votes.limit=40", "policy_evaluation.max_prompts=12"]
     home = Home(tmp_path_factory.mktemp("real") / "home", model, *files, *limits)
     result = home.run()
