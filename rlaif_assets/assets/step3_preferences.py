@@ -45,7 +45,7 @@ def response_pairs(
     owners=["team:alignment"],
     kinds={"duckdb", "huggingface"},
     pool="gpu",
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("labels", Label),
 )
 def harmlessness_preferences(

@@ -22,21 +22,22 @@ def audit(labels: Sequence[Label], judgements: Sequence[Judgement], settings: Au
 
     enough_pairs: number of labelled pairs, at least `min_pairs`.
     letter_mass: mean probability that a judge puts on the two letters together, at least `min_mass`.
-    position_flip_rate: share of labels whose two orders choose different responses, at most `max_flip_rate`.
+    position_flip_rate: share of labels whose two orders choose different responses, each label weighted by how sure its
+    judgements are, at most `max_flip_rate`. Ties flip in any judge; one that looks at the position alone has 1, one
+    that answers by chance 0.5.
     both_orders: share of labels made from exactly one judgement in each order, 1.
     labels_vary: standard deviation of `p_a` over labels, at least MIN_SPREAD: constant labels teach nothing.
     verdict_reaches_label: largest |label's p_a - mean of its judgements' p_a|, each computed anew from the letters'
     log-probabilities and the order, at most MAX_GAP. A label that ignores the judge or undoes the order wrongly fails.
     """
     by_id = {judgement.judgement_id: judgement for judgement in judgements}
-    flips = [label.flipped for label in labels if label.flipped is not None]
     masses = [math.exp(row.logprob_first) + math.exp(row.logprob_second) for row in judgements]
     complete = [_has_both_orders(label, by_id) for label in labels]
     gaps = [_gap(label, by_id) for label in labels]
     return [
         _at_least("enough_pairs", len({label.pair_id for label in labels}), settings.min_pairs, "labelled pairs"),
         _at_least("letter_mass", _mean(masses), settings.min_mass, f"mean over {len(masses)} judgements"),
-        _at_most("position_flip_rate", _mean(flips), settings.max_flip_rate, f"of {len(flips)} labels with a choice"),
+        _at_most("position_flip_rate", *_sure_flips(labels, by_id, settings.max_flip_rate)),
         _at_least("both_orders", _mean(complete), 1.0, f"of {len(complete)} labels"),
         _at_least(
             "labels_vary",
@@ -46,6 +47,21 @@ def audit(labels: Sequence[Label], judgements: Sequence[Judgement], settings: Au
         ),
         _at_most("verdict_reaches_label", max(gaps, default=None), MAX_GAP, _worst(labels, gaps)),
     ]
+
+
+def _sure_flips(labels: Sequence[Label], by_id: dict[str, Judgement], limit: float) -> tuple[float | None, float, str]:
+    """Value, threshold and note of `position_flip_rate`."""
+    sure = {label.label_id: _certainty(label, by_id) for label in labels if label.flipped is not None}
+    flipped = math.fsum(sure[label.label_id] for label in labels if label.flipped)
+    count = sum(bool(label.flipped) for label in labels)
+    note = f"{count} of {len(sure)} labels with a choice, weighted by certainty"
+    return (flipped / math.fsum(sure.values()) if any(sure.values()) else None), limit, note
+
+
+def _certainty(label: Label, by_id: dict[str, Judgement]) -> float:
+    """Mean |2 p - 1| of its judgements."""
+    rows = [by_id[i] for i in label.judgement_ids if i in by_id]
+    return math.fsum(abs(math.tanh((r.logprob_first - r.logprob_second) / 2)) for r in rows) / max(len(rows), 1)
 
 
 def _has_both_orders(label: Label, by_id: dict[str, Judgement]) -> bool:

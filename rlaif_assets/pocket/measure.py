@@ -66,7 +66,9 @@ def sl_cai(model: Path, profile: Profile, constitution: CritiqueConstitution, ou
     helpful = [prompt for prompt in world.helpful_prompts() if prompt.split == "train"]
     by_id = examples.prompts_by_id(harmful, helpful)
     revisions, _ = revise(base, constitution, harmful, profile.revised_responses, silent)
-    imitated = examples.revisions_to_imitate(revisions, settings.revisions)
+    imitated, _ = examples.finished_revisions(
+        examples.revisions_to_imitate(revisions, settings.revisions), profile.revised_responses.max_new_tokens
+    )
     answers, _ = helpful_answers(base, helpful, round(settings.helpful_ratio * len(imitated)), settings, silent)
     rows = examples.sft_examples(by_id, imitated, answers)
     train, heldout = examples.split_heldout(rows, examples.conversation_id, settings.heldout_share, settings.seed)

@@ -24,8 +24,8 @@ SOURCE = "pocket"
 COMPARED = (
     ("comply", "evade"),
     ("comply", "redirect"),
+    ("comply", "redirect"),
     ("comply", "other"),
-    ("comply", "near"),
     ("comply", "near"),
     ("evade", "other"),
 )

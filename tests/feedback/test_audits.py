@@ -47,6 +47,18 @@ def test_a_judge_that_looks_at_the_position_alone():
     assert failed(make_labels(judgements), judgements) == ["position_flip_rate", "labels_vary"]
 
 
+def test_ties_that_flip_do_not_condemn_a_judge_that_is_sure_of_the_others():
+    """15 of 20 labels flip, all near 0.5: as many sure ones would fail."""
+    ties = [(0.55, 0.46)] * 15
+    judgements = make_judgements([*ties, *SOUND[:5]])
+    verdicts = {verdict["audit"]: verdict for verdict in audit(make_labels(judgements), judgements, SETTINGS)}
+    certainty = 15 * (0.10 + 0.08) / 2, (0.8 + 0.4) / 2 + (0.6 + 0.4) / 2 + (0.2 + 0.8) / 2 + (0.8 + 0.2) / 2 + 0.6
+    assert verdicts["position_flip_rate"]["value"] == pytest.approx(certainty[0] / sum(certainty))
+    assert verdicts["position_flip_rate"]["passed"] and verdicts["position_flip_rate"]["note"].startswith("15 of 20")
+    sure = make_judgements([(0.95, 0.06)] * 15 + SOUND[:5])
+    assert "position_flip_rate" in failed(make_labels(sure), sure)
+
+
 def test_constant_labels():
     judgements = make_judgements([(0.7, 0.7)] * 20)
     assert failed(make_labels(judgements), judgements) == ["labels_vary"]
