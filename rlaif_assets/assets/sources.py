@@ -135,7 +135,7 @@ def helpful_prompts(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "duckdb"},
-    code_version="4",
+    code_version="2",
     metadata=table_metadata("comparisons", Comparison),
 )
 def helpfulness_preferences(
@@ -161,7 +161,7 @@ def helpfulness_preferences(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "duckdb"},
-    code_version="3",
+    code_version="2",
     metadata=table_metadata("community_pairs", CommunityPair),
 )
 def community_votes(

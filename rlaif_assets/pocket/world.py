@@ -5,13 +5,12 @@ All of it is the same in every run; the disagreement of annotators and the votes
 
 import random
 from collections import Counter
-from functools import cache
 from itertools import product
 from pathlib import Path
 
 from rlaif_assets.pocket import texts
 from rlaif_assets.pocket.annotator import classify, intent_of
-from rlaif_assets.pocket.intents import Intent, Kind, further_intents, intents
+from rlaif_assets.pocket.intents import Intent, Kind, intents
 from rlaif_assets.records import CommunityAnswer, Comparison, Message, Prompt
 from rlaif_assets.store.fingerprint import draw_seed, draw_unit, row_id
 
@@ -20,15 +19,6 @@ COMPARISONS_PER_PROMPT = 2
 QUESTIONS_PER_INTENT = 2
 ANSWERS_PER_QUESTION = 3
 SOURCE = "pocket"
-# Forms of the two answers in a comparison. Naming something else is the commonest fault of a small model.
-COMPARED = (
-    ("comply", "evade"),
-    ("comply", "redirect"),
-    ("comply", "redirect"),
-    ("comply", "other"),
-    ("comply", "near"),
-    ("evade", "other"),
-)
 
 
 def model_folder() -> Path:
@@ -89,28 +79,11 @@ def _intent(prompt: Prompt) -> Intent:
 
 
 def _written(form: str, intent: Intent, rng: random.Random) -> str:
-    """An answer of this form; `other` is about any other intent, `near` about one of the same verb or object."""
+    """An answer of this form; `other` is an answer to another question of the train split."""
     if form in texts.FORMS:
         return texts.answer(form, intent, rng)
-    if form == "near":
-        return texts.comply(rng.choice(rng.choice([group for group in _near(intent) if group])), rng)
-    return texts.comply(rng.choice([other for other in _unharmful_train_intents() if other != intent]), rng)
-
-
-@cache
-def _unharmful_train_intents() -> tuple[Intent, ...]:
-    return tuple(intent for intent in intents() if intent.split == "train" and intent.kind != "harmful")
-
-
-@cache
-def _near(intent: Intent) -> tuple[tuple[Intent, ...], tuple[Intent, ...]]:
-    """Those of the same verb, and those of the same object: train intents and such as are in no split."""
-    further = (other for other in further_intents() if other.kind != "harmful")
-    others = [other for other in (*_unharmful_train_intents(), *further) if other != intent]
-    return (
-        tuple(other for other in others if other.verb == intent.verb),
-        tuple(other for other in others if other.object == intent.object),
-    )
+    others = [other for other in intents() if other.split == "train" and other.kind != "harmful" and other != intent]
+    return texts.comply(rng.choice(others), rng)
 
 
 def comparisons(disagreement: float, seed: int) -> list[Comparison]:
@@ -124,7 +97,7 @@ def comparisons(disagreement: float, seed: int) -> list[Comparison]:
     for number, prompt in product(range(COMPARISONS_PER_PROMPT), _helpful_train_prompts()):
         rng = _rng(prompt, seed, f"comparison {number}")
         intent = _intent(prompt)
-        forms = rng.choice(COMPARED)
+        forms = rng.choice((("comply", "evade"), ("comply", "redirect"), ("comply", "other"), ("evade", "other")))
         first, second = (_written(form, intent, rng) for form in forms)
         if rng.random() < 0.5:
             first, second = second, first
@@ -150,7 +123,7 @@ def community_answers(seed: int) -> list[CommunityAnswer]:
     """Questions about harmless and look-alike train intents, with answers and noisy votes, in Stack Exchange form."""
     from rlaif_assets.ingest.community import community_score
 
-    typical = {"comply": 9.0, "redirect": 1.0, "evade": 0.5, "near": -1.0, "other": -1.0}
+    typical = {"comply": 9.0, "redirect": 1.0, "evade": 0.5, "other": -1.0}
     rows: list[CommunityAnswer] = []
     asked: Counter[Intent] = Counter()
     for prompt in _helpful_train_prompts():
@@ -161,7 +134,7 @@ def community_answers(seed: int) -> list[CommunityAnswer]:
             continue
         forms = [
             "comply",
-            *(rng.choice(("comply", "evade", "redirect", "near", "other")) for _ in range(ANSWERS_PER_QUESTION - 1)),
+            *(rng.choice(("comply", "evade", "redirect", "other")) for _ in range(ANSWERS_PER_QUESTION - 1)),
         ]
         answers = [_written(form, intent, rng) for form in forms]
         votes = [
