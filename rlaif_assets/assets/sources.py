@@ -135,7 +135,7 @@ def helpful_prompts(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "duckdb"},
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("comparisons", Comparison),
 )
 def helpfulness_preferences(

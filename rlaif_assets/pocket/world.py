@@ -19,6 +19,16 @@ COMPARISONS_PER_PROMPT = 2
 QUESTIONS_PER_INTENT = 2
 ANSWERS_PER_QUESTION = 3
 SOURCE = "pocket"
+# Forms of the two answers in a comparison.
+COMPARED = (
+    ("comply", "evade"),
+    ("comply", "redirect"),
+    ("comply", "redirect"),
+    ("comply", "other"),
+    ("evade", "other"),
+    ("comply", "cut"),
+    ("redirect", "cut"),
+)
 
 
 def model_folder() -> Path:
@@ -79,9 +89,12 @@ def _intent(prompt: Prompt) -> Intent:
 
 
 def _written(form: str, intent: Intent, rng: random.Random) -> str:
-    """An answer of this form; `other` is an answer to another question of the train split."""
+    """An answer of this form; `other` answers another question of the train split, `cut` breaks off."""
     if form in texts.FORMS:
         return texts.answer(form, intent, rng)
+    if form == "cut":
+        sentences = texts.answer(rng.choice(("comply", "redirect")), intent, rng).split(". ")
+        return ". ".join(sentences[: rng.randint(1, min(2, len(sentences) - 1))]) + "."
     others = [other for other in intents() if other.split == "train" and other.kind != "harmful" and other != intent]
     return texts.comply(rng.choice(others), rng)
 
@@ -97,7 +110,7 @@ def comparisons(disagreement: float, seed: int) -> list[Comparison]:
     for number, prompt in product(range(COMPARISONS_PER_PROMPT), _helpful_train_prompts()):
         rng = _rng(prompt, seed, f"comparison {number}")
         intent = _intent(prompt)
-        forms = rng.choice((("comply", "evade"), ("comply", "redirect"), ("comply", "other"), ("evade", "other")))
+        forms = rng.choice(COMPARED)
         first, second = (_written(form, intent, rng) for form in forms)
         if rng.random() < 0.5:
             first, second = second, first

@@ -62,6 +62,18 @@ def test_annotators_see_harmless_train_prompts_alone() -> None:
     assert rows == world.comparisons(0.25, seed=3) != world.comparisons(0.25, seed=4)
 
 
+def test_annotators_dislike_answers_that_break_off() -> None:
+    """Whole answers, evasive ones too, are preferred to incoherent ones; many of these only begin an answer."""
+    beginnings = 0
+    for row in world.comparisons(0.0, seed=0):
+        prompt = row.messages[-1]["content"]
+        verdicts = [classify(prompt, text) for text in (row.response_a, row.response_b)]
+        if verdicts.count("incoherent") == 1:
+            assert verdicts[int(row.p_a)] == "incoherent"
+            beginnings += (row.response_b if row.p_a else row.response_a).count(".") < 3
+    assert beginnings > 300
+
+
 def test_disagreement_is_what_was_asked_for() -> None:
     def right(disagreement: float) -> float:
         hits = []
