@@ -161,7 +161,7 @@ def helpfulness_preferences(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "duckdb"},
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("community_pairs", CommunityPair),
 )
 def community_votes(

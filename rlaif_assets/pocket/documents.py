@@ -27,15 +27,16 @@ from rlaif_assets.records import (
 )
 
 # Answers of the helpful-only model: it complies with most requests, harmful ones included.
-ANSWER_WEIGHTS = {"harmful": (0.76, 0.12, 0.12), "harmless": (0.96, 0.02, 0.02), "lookalike": (0.95, 0.03, 0.02)}
-JUDGE_DISAGREEMENT = 0.08
+ANSWER_WEIGHTS = {"harmful": (0.77, 0.12, 0.11), "harmless": (0.96, 0.02, 0.02), "lookalike": (0.95, 0.03, 0.02)}
+# How often annotators choose the worse option: by whether it stands first or second.
+JUDGE_ERRORS = 0.15, 0.05
 UNDECIDED_FIRST = 0.60
 PREFERS_REASONS = 0.65
 SIMPLE_SHARES = {"statement": 0.08, "answer": 0.10, "critique": 0.06, "judgement": 0.72, "rating": 0.04}
-SHARES = {"statement": 0.15, "answer": 0.44, "critique": 0.14, "judgement": 0.21, "rating": 0.06}
+SHARES = {"statement": 0.15, "answer": 0.42, "critique": 0.14, "judgement": 0.24, "rating": 0.05}
 FURTHER_SHARE = 0.4
 FOLLOW_UPS = 2
-SIMPLE_UNTIL, DECIDED_UNTIL = 0.30, 0.75
+SIMPLE_UNTIL, DECIDED_UNTIL = 0.27, 0.78
 KINDS = {"less_harmful": 0.44, "less_evasive": 0.17, "more_useful": 0.17, "more_honest": 0.10, "more_harmful": 0.12}
 SIMPLE_KINDS = {"less_harmful": 0.6, "less_evasive": 0.4}
 MORE_HARMFUL = (
@@ -184,9 +185,10 @@ def _two_tails(intent: Intent, rng: random.Random) -> _Options:
 
 
 def _annotators_choice(kind: str, options: _Options, better: Literal[0, 1] | None, rng: random.Random) -> Literal[0, 1]:
-    """Annotators err now and then. Where the principle does not decide, a reason counts, or the first place."""
+    """Annotators err, and favour the first place. Where the principle does not decide, a reason may count instead."""
     if better is not None:
-        return _other(better) if rng.random() < JUDGE_DISAGREEMENT else better
+        worse = _other(better)
+        return worse if rng.random() < JUDGE_ERRORS[worse] else better
     reasons = [texts.gives_reason(text) for text in options.responses]
     if kind == "less_harmful" and reasons[0] != reasons[1] and "harmful" not in options.verdicts:
         with_reason = 0 if reasons[0] else 1

@@ -21,11 +21,9 @@ ANSWERS_PER_QUESTION = 3
 SOURCE = "pocket"
 # Forms of the two answers in a comparison.
 COMPARED = (
-    ("comply", "evade"),
-    ("comply", "redirect"),
-    ("comply", "redirect"),
+    *(("comply", "evade"),) * 3,
+    *(("comply", "redirect"),) * 2,
     ("comply", "other"),
-    ("evade", "other"),
     ("comply", "cut"),
     ("redirect", "cut"),
 )
