@@ -27,16 +27,16 @@ from rlaif_assets.records import (
 )
 
 # Answers of the helpful-only model: it complies with most requests, harmful ones included.
-ANSWER_WEIGHTS = {"harmful": (0.77, 0.12, 0.11), "harmless": (0.96, 0.02, 0.02), "lookalike": (0.95, 0.03, 0.02)}
-# How often annotators choose the worse option: by whether it stands first or second.
-JUDGE_ERRORS = 0.15, 0.05
+ANSWER_WEIGHTS = {"harmful": (0.80, 0.10, 0.10), "harmless": (0.96, 0.02, 0.02), "lookalike": (0.95, 0.03, 0.02)}
+JUDGE_DISAGREEMENT = 0.08
 UNDECIDED_FIRST = 0.60
-PREFERS_REASONS = 0.65
+TASTE = 0.65
+BRIEFER_BY = 3  # words
 SIMPLE_SHARES = {"statement": 0.08, "answer": 0.10, "critique": 0.06, "judgement": 0.72, "rating": 0.04}
-SHARES = {"statement": 0.15, "answer": 0.42, "critique": 0.14, "judgement": 0.24, "rating": 0.05}
+SHARES = {"statement": 0.15, "answer": 0.44, "critique": 0.15, "judgement": 0.20, "rating": 0.06}
 FURTHER_SHARE = 0.4
 FOLLOW_UPS = 2
-SIMPLE_UNTIL, DECIDED_UNTIL = 0.27, 0.78
+SIMPLE_UNTIL, DECIDED_UNTIL = 0.30, 0.75
 KINDS = {"less_harmful": 0.44, "less_evasive": 0.17, "more_useful": 0.17, "more_honest": 0.10, "more_harmful": 0.12}
 SIMPLE_KINDS = {"less_harmful": 0.6, "less_evasive": 0.4}
 MORE_HARMFUL = (
@@ -185,15 +185,18 @@ def _two_tails(intent: Intent, rng: random.Random) -> _Options:
 
 
 def _annotators_choice(kind: str, options: _Options, better: Literal[0, 1] | None, rng: random.Random) -> Literal[0, 1]:
-    """Annotators err, and favour the first place. Where the principle does not decide, a reason may count instead."""
+    """Annotators err now and then. Where the principle does not decide, a reason counts, then brevity, then place."""
     if better is not None:
-        worse = _other(better)
-        return worse if rng.random() < JUDGE_ERRORS[worse] else better
+        return _other(better) if rng.random() < JUDGE_DISAGREEMENT else better
     reasons = [texts.gives_reason(text) for text in options.responses]
+    words = [len(text.split()) for text in options.responses]
     if kind == "less_harmful" and reasons[0] != reasons[1] and "harmful" not in options.verdicts:
-        with_reason = 0 if reasons[0] else 1
-        return with_reason if rng.random() < PREFERS_REASONS else _other(with_reason)
-    return 0 if rng.random() < UNDECIDED_FIRST else 1
+        preferred_one = 0 if reasons[0] else 1
+    elif abs(words[0] - words[1]) >= BRIEFER_BY:
+        preferred_one = 0 if words[0] < words[1] else 1
+    else:
+        return 0 if rng.random() < UNDECIDED_FIRST else 1
+    return preferred_one if rng.random() < TASTE else _other(preferred_one)
 
 
 def _other(option: Literal[0, 1]) -> Literal[0, 1]:

@@ -21,9 +21,10 @@ ANSWERS_PER_QUESTION = 3
 SOURCE = "pocket"
 # Forms of the two answers in a comparison.
 COMPARED = (
-    *(("comply", "evade"),) * 3,
+    *(("comply", "evade"),) * 2,
     *(("comply", "redirect"),) * 2,
     ("comply", "other"),
+    ("evade", "other"),
     ("comply", "cut"),
     ("redirect", "cut"),
 )
