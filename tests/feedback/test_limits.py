@@ -27,7 +27,7 @@ def test_a_failure_is_told_with_what_was_measured_and_what_moves_the_limit():
     judgements = make_judgements([(0.9, 0.7), (0.2, 0.6), (0.6, 0.9), (0.1, 0.4)] * 5, mass=0.8)
     assert failed_audits(audit(make_labels(judgements), judgements, strict)) == (
         "enough_pairs (20, limit 99 by audits.min_pairs), letter_mass (0.8, limit 0.9 by audits.min_mass), "
-        "position_flip_rate (0.25, limit 0 by audits.max_flip_rate)"
+        "position_flip_rate (0.2, limit 0 by audits.max_flip_rate)"
     )
     assert "both_orders (nothing to measure, limit 1)" in failed_audits(audit([], [], strict))
     assert failed_audits([]) == ""
