@@ -1,5 +1,8 @@
 """Homes of tests: the whole graph at a very small size. What it makes belongs to the tests that look at it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,4 +92,16 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     failures = [event.step_failure_data for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
     return "\n".join(
         str(found.user_failure_data.description) if found.user_failure_data else str(found.error) for found in failures
+    )
+
+
+def start_command(*words: str) -> subprocess.Popen[str]:
+    """`rlaif WORDS` in a process of its own; its output and errors come line by line. The caller ends it."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "rlaif_assets.cli", *words],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )

@@ -12,6 +12,7 @@ from rlaif_assets.cli import app
 from rlaif_assets.instance import BOOT_TAG, HOST_TAG, PID_TAG, prepare_home
 from rlaif_assets.pipeline import FORCE_TAG, REPOSITORY, REPOSITORY_TAG
 from tests.evaluation.rows import fill
+from tests.homes import start_command
 from tests.test_doctor import holder, wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -115,15 +116,7 @@ def test_a_run_that_waits_for_a_pool_says_which_run_holds_it(home: Path, tmp_pat
     holding = holder(tmp_path / "marker", 600)
     assert wait_for(tmp_path / "marker")
     held = (tmp_path / "marker").read_text()
-    command = [sys.executable, "-u", "-m", "rlaif_assets.cli", "run", "--select", "revised_responses"]
-    waiting = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "200"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    waiting = start_command("run", "--select", "revised_responses")
     try:
         assert waiting.stdout is not None
         line = next(line for line in waiting.stdout if "waits for pool" in line)

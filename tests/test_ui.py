@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from rlaif_assets import ui
 from rlaif_assets.cli import app
 from rlaif_assets.instance import prepare_home, process_tags
+from tests.homes import start_command
 from tests.test_doctor import some_job
 
 ROOT = Path(__file__).parent.parent
@@ -120,14 +121,7 @@ def _runs(pid: int) -> bool:
 def test_both_interfaces_answer_until_they_are_stopped(tmp_path: Path):
     port, mlflow_port = free_port(), free_port()
     words = ["--home", str(tmp_path), "--port", str(port), "--set", f"tracking.ui_url=http://127.0.0.1:{mlflow_port}"]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "rlaif_assets.cli", "ui", *words],
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "200"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start_command("ui", *words)
     try:
         assert process.stdout is not None
         lines: list[str] = []

@@ -27,18 +27,20 @@ def answer(policy: str, prompt: str, verdict: str | None, **others: Any) -> Eval
     return EvaluationAnswer(**(values | others))
 
 
+LABELS = {
+    "accuracy": 0.9,
+    "accuracy_first_order": 0.85,
+    "accuracy_second_order": 0.8,
+    "position_flip_rate": 0.1,
+    "pairs": 40,
+    "interval": [0.82, 0.96],
+    "saturated_share": 0.3,
+}
+
+
 def fill(home: Path, ppo_verdicts: tuple[str, ...], seed: int = 0) -> Warehouse:
     """A home with the three snapshots that a report reads; the evaluation was made from the other two."""
     warehouse = Warehouse(home)
-    labels = {
-        "accuracy": 0.9,
-        "accuracy_first_order": 0.85,
-        "accuracy_second_order": 0.8,
-        "position_flip_rate": 0.1,
-        "pairs": 40,
-        "interval": [0.82, 0.96],
-        "saturated_share": 0.3,
-    }
     preferences = warehouse.publish(
         SnapshotRecord(asset="harmlessness_preferences", key="k1", metrics={"peak_memory_mb": 900.0}),
         {},
@@ -65,7 +67,7 @@ def fill(home: Path, ppo_verdicts: tuple[str, ...], seed: int = 0) -> Warehouse:
             asset="policy_evaluation",
             key="k3",
             settings={"seed": seed},
-            metrics={"labels": {"train": {"accuracy": 0.5}, "test": labels}},
+            metrics={"labels": {"train": {"accuracy": 0.5}, "test": LABELS}},
             inputs={"reward_model": reward.snapshot_id},
         ),
         {
