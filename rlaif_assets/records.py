@@ -149,6 +149,9 @@ class Judgement:
 
     `logprob_first` and `logprob_second` are log P of the first and second option's letter (natural log, not
     normalised); `p_a` is the normalised probability that response A of the pair is chosen, whatever the order.
+    `method` says how the probabilities were read: from the judge's log-probabilities, or from sampled verdicts (votes).
+    `rationale` is a chain-of-thought judge's text before its verdict. `round` is 0, and one more each time the same
+    question was put again.
     """
 
     judgement_id: str
@@ -161,6 +164,10 @@ class Judgement:
     judge: str
     template: str
     tokens_in: int
+    tokens_out: int = 0
+    method: Literal["logprobs", "votes"] = "logprobs"
+    rationale: str | None = None
+    round: int = 0
 
 
 @dataclass(frozen=True)

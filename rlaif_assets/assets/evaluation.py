@@ -6,7 +6,7 @@ import dagster as dg
 
 from rlaif_assets.assets.configuration import PolicyEvaluationConfig
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
-from rlaif_assets.assets.step3_preferences import judging_constitution_of
+from rlaif_assets.assets.step3_preferences import judge_of, judging_constitution_of
 from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Judgement, Label, Pair, Prompt, Rejection, Split
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import HarmlessnessPreferencesSettings, ResponsePairsSettings
@@ -99,7 +99,7 @@ def _judged_duels(
     unknown = prompts_by_id(p for p in stage.prompts("red_team_prompts", splits=HELD_OUT) if p.kind == "unknown")
     if not unknown:
         return {}, False, []
-    judge, constitution = stage.model("feedback_model"), judging_constitution_of(stage)
+    judge, constitution = judge_of(stage), judging_constitution_of(stage)
     judged, unjudged = judge_duels(judge, constitution, unknown, answers, _judging(stage), stage.progress)
     labels = stage.rows(Label, "harmlessness_preferences", "labels")
     return judged, any(label.annotator == judge.fingerprint for label in labels), unjudged
@@ -123,7 +123,7 @@ def _label_metrics(stage: Stage, policy: "LocalModel", config: PolicyEvaluationC
             stage.rows(Judgement, "harmlessness_preferences", "judgements"),
         )
     }
-    judge, judging = stage.model("feedback_model"), _judging(stage)
+    judge, judging = judge_of(stage), _judging(stage)
     return found | {
         split: new_label_metrics(policy, judge, constitution, prompts, sampling, judging, stage.progress)
         for split, prompts in held_out.items()

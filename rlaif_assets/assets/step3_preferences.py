@@ -1,11 +1,16 @@
 """Step 3: response pairs from SL-CAI, and the feedback model's soft labels on them. How belongs to `feedback`."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
 from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, ResponsePairsConfig, without_limits
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
 from rlaif_assets.records import JudgingConstitution, JudgingExample, JudgingPrinciple, Label, Pair
 from rlaif_assets.resources import Compute, Storage, Tracking
+
+if TYPE_CHECKING:
+    from rlaif_assets.feedback.judge import Judge
 
 GROUP = "step_3_preferences"
 
@@ -67,7 +72,7 @@ def harmlessness_preferences(
         constitution = judging_constitution_of(stage)
         prompts = prompts_by_id(stage.prompts("red_team_prompts"))
         stage.require_made_from("response_pairs", "red_team_prompts")
-        pairs, judge = stage.rows(Pair, "response_pairs", "pairs"), stage.model("feedback_model")
+        pairs, judge = stage.rows(Pair, "response_pairs", "pairs"), judge_of(stage)
         judgements, rejected = judge_pairs(judge, constitution, prompts, pairs, config, stage.progress)
         labels = make_labels(judgements)
         verdicts = audit(labels, judgements, config.audits())
@@ -75,6 +80,12 @@ def harmlessness_preferences(
         return Product(tables, rejected, tokens=sum(row.tokens_in for row in judgements))
 
     return stage.record(work, lambda: without_limits(config))
+
+
+def judge_of(stage: Stage) -> "Judge":
+    from rlaif_assets.feedback.judge import LocalJudge
+
+    return LocalJudge(stage.model("feedback_model"))
 
 
 def judging_constitution_of(stage: Stage) -> JudgingConstitution:

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from rlaif_assets.evaluation.rates import DUELS
+from rlaif_assets.feedback.judge import Judge
 from rlaif_assets.feedback.judging import judge_pairs
-from rlaif_assets.language_models.local import LocalModel
 from rlaif_assets.records import EvaluationAnswer, JudgingConstitution, Pair, Prompt, Rejection
 from rlaif_assets.settings import HarmlessnessPreferencesSettings
 from rlaif_assets.store.fingerprint import row_id
 
 
 def judge_duels(
-    model: LocalModel,
+    judge: Judge,
     constitution: JudgingConstitution,
     prompts: Mapping[str, Prompt],
     answers: Sequence[EvaluationAnswer],
@@ -48,7 +48,7 @@ def judge_duels(
                 )
                 pairs[pair.pair_id] = pair, ids
     judgements, rejections = judge_pairs(
-        model, constitution, prompts, [pair for pair, _ in pairs.values()], settings, progress
+        judge, constitution, prompts, [pair for pair, _ in pairs.values()], settings, progress
     )
     votes: dict[tuple[str, str], list[int]] = {}
     for judgement in judgements:

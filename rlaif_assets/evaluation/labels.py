@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rlaif_assets.feedback.generation import Progress
+from rlaif_assets.feedback.judge import Judge
 from rlaif_assets.feedback.judging import ORDERS, judge_pairs, judge_questions
 from rlaif_assets.feedback.labels import Gold, label_metrics, make_labels
 from rlaif_assets.feedback.pairs import sample_pairs
@@ -48,7 +49,7 @@ def stored_label_metrics(
 
 def new_label_metrics(
     policy: LocalModel,
-    judge: LocalModel,
+    judge: Judge,
     constitution: JudgingConstitution,
     prompts: Sequence[Prompt],
     sampling: ResponsePairsSettings,

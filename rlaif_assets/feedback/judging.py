@@ -11,8 +11,8 @@ from typing import Literal
 
 from rlaif_assets.feedback.constitution import draw_principle
 from rlaif_assets.feedback.generation import Progress
-from rlaif_assets.language_models.local import LocalModel
-from rlaif_assets.language_models.prompts import JUDGE_OPTIONS, JUDGE_PREFILL, JUDGE_TEMPLATE, judge_messages
+from rlaif_assets.feedback.judge import Failure, Judge, Outcomes, Reading
+from rlaif_assets.language_models.prompts import JUDGE_TEMPLATE, judge_messages
 from rlaif_assets.records import Judgement, JudgingConstitution, JudgingPrinciple, Message, Pair, Prompt, Rejection
 from rlaif_assets.settings import HarmlessnessPreferencesSettings
 from rlaif_assets.store.fingerprint import row_id
@@ -33,7 +33,7 @@ class JudgeQuestion:
 
 
 def judge_pairs(
-    model: LocalModel,
+    judge: Judge,
     constitution: JudgingConstitution,
     prompts: Mapping[str, Prompt],
     pairs: Sequence[Pair],
@@ -43,35 +43,30 @@ def judge_pairs(
     """Two judgements per pair ("ab", then "ba"), in the order given, and the pairs that could not be judged.
 
     `p_a` is the probability of response A's letter, normalised over the two letters (Constitutional AI 4.1). One
-    principle is drawn per pair and serves both orders. A pair is rejected when either question exceeds the judge's
-    context or a letter's log-probability is not finite; pairs = judgements / 2 + rejections.
+    principle is drawn per pair and serves both orders. A pair is rejected when either question has no reading (it
+    exceeds the judge's context, a letter's log-probability is not finite); pairs = judgements / 2 + rejections.
     Raises ValueError for a pair whose prompt is missing.
     """
-    questions = judge_questions(model.fingerprint, constitution, prompts, pairs, settings)
+    questions = judge_questions(judge.fingerprint, constitution, prompts, pairs, settings)
+    outcomes: Outcomes = {}
+    progress("judgements", 0, len(questions))
+    for batch in judge.read([question.messages for question in questions]):
+        outcomes |= batch
+        progress("judgements", len(outcomes), len(questions))
     judgements: list[Judgement] = []
     rejections: list[Rejection] = []
-    fitting: list[JudgeQuestion] = []
-    for both in zip(questions[::2], questions[1::2], strict=True):
-        if all(model.fits(question.messages, 0, JUDGE_PREFILL) for question in both):
-            fitting += both
+    for first in range(0, len(questions), len(ORDERS)):
+        asked = questions[first : first + len(ORDERS)]
+        both = [outcomes[first + i] for i in range(len(asked))]
+        failed = [outcome for outcome in both if isinstance(outcome, Failure)]
+        if failed:
+            rejections.append(Rejection(asked[0].pair.pair_id, failed[0].reason))
         else:
-            rejections.append(Rejection(both[0].pair.pair_id, "the judge's question exceeds its context"))
-    progress("judgements", 0, len(fitting))
-    logprobs, tokens_in = model.option_logprobs(
-        [question.messages for question in fitting],
-        JUDGE_PREFILL,
-        JUDGE_OPTIONS,
-        progress=lambda done, total: progress("judgements", done, total),
-    )
-    rows = [
-        _judgement(question, float(first), float(second), model.fingerprint, tokens)
-        for question, (first, second), tokens in zip(fitting, logprobs, tokens_in, strict=True)
-    ]
-    for both in zip(rows[::2], rows[1::2], strict=True):
-        if all(math.isfinite(row.logprob_first) and math.isfinite(row.logprob_second) for row in both):
-            judgements += both
-        else:
-            rejections.append(Rejection(both[0].pair_id, "the judge gave a log-probability that is not finite"))
+            judgements += [
+                _judgement(question, reading, judge.fingerprint)
+                for question, reading in zip(asked, both, strict=True)
+                if isinstance(reading, Reading)
+            ]
     return judgements, rejections
 
 
@@ -120,7 +115,8 @@ def option_probability(logprob: float, other: float) -> float:
     return mine / (mine + its)
 
 
-def _judgement(question: JudgeQuestion, first: float, second: float, judge: str, tokens_in: int) -> Judgement:
+def _judgement(question: JudgeQuestion, reading: Reading, judge: str) -> Judgement:
+    first, second = reading.logprob_first, reading.logprob_second
     of_a, of_b = (first, second) if question.order == "ab" else (second, first)
     return Judgement(
         judgement_id=question.key,
@@ -132,5 +128,8 @@ def _judgement(question: JudgeQuestion, first: float, second: float, judge: str,
         p_a=option_probability(of_a, of_b),
         judge=judge,
         template=JUDGE_TEMPLATE,
-        tokens_in=tokens_in,
+        tokens_in=reading.tokens_in,
+        tokens_out=reading.tokens_out,
+        method=reading.method,
+        rationale=reading.rationale,
     )

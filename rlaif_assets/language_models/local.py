@@ -128,19 +128,30 @@ class LocalModel:
         4.1). An option's probability is the sum over the tokens that begin it: see `option_tokens`.
         Raises ModelError with the row's position where a question does not fit: see `fits`.
         """
+        logprobs, tokens = np.zeros((len(questions), len(options))), [0] * len(questions)
+        done = 0
+        for rows, found, lengths in self.option_batches(questions, prefill, options):
+            logprobs[rows] = found
+            for row, length in zip(rows, lengths, strict=True):
+                tokens[row] = length
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(questions))
+        return logprobs, tokens
+
+    def option_batches(
+        self, questions: Sequence[Conversation], prefill: str, options: Sequence[str] = ("A", "B")
+    ) -> Iterator[tuple[list[int], np.ndarray, list[int]]]:
+        """`option_logprobs` a batch at a time, as it comes: row numbers, their log-probabilities, tokens read."""
         opening, variants = option_tokens(self.tokenizer, prefill, tuple(options))
         prompts = [encode_prompt(self.tokenizer, question) + list(opening) for question in questions]
         self._check_context(prompts, 0)
-        logprobs, done = np.zeros((len(prompts), len(options))), 0
         for rows in length_batches([len(prompt) for prompt in prompts], self.batch_tokens):
             last = torch.tensor([[len(prompts[i]) - 1] for i in rows], device=self.device)
             with torch.inference_mode():
                 full = self._right_padded_logits([prompts[i] for i in rows], last)[:, 0].double().log_softmax(-1)
-                logprobs[rows] = torch.stack([full[:, ids].logsumexp(-1) for ids in variants], dim=1).cpu().numpy()
-            done += len(rows)
-            if progress is not None:
-                progress(done, len(prompts))
-        return logprobs, [len(prompt) for prompt in prompts]
+                logprobs = torch.stack([full[:, ids].logsumexp(-1) for ids in variants], dim=1).cpu().numpy()
+            yield rows, logprobs, [len(prompts[i]) for i in rows]
 
     def answer_logprobs(
         self, conversations: Sequence[Conversation], token_ids: Sequence[Sequence[int]], temperature: float = 1.0

@@ -19,6 +19,7 @@ import numpy as np
 from rlaif_assets.evaluation.labels import gold_choices, new_label_metrics
 from rlaif_assets.feedback.generation import silent
 from rlaif_assets.feedback.helpful import helpful_answers
+from rlaif_assets.feedback.judge import Judge, LocalJudge
 from rlaif_assets.feedback.judging import judge_pairs
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.feedback.pairs import sample_answers
@@ -80,7 +81,7 @@ def sl_cai(model: Path, profile: Profile, constitution: CritiqueConstitution, ou
 
 
 def judge_on_samples(
-    judge: LocalModel, policy: LocalModel, constitution: JudgingConstitution, profile: Profile, split: Split
+    judge: Judge, policy: LocalModel, constitution: JudgingConstitution, profile: Profile, split: Split
 ) -> dict[str, Any]:
     """Accuracy and position bias on decisive pairs that the policy sampled for the split's prompts."""
     prompts = [p for p in world.red_team_prompts() + world.helpful_prompts() if p.split == split]
@@ -109,7 +110,7 @@ def tails(intent: Intent, rng: random.Random) -> tuple[str, str]:
 
 
 def follows(
-    judge: LocalModel,
+    judge: Judge,
     principle: JudgingPrinciple,
     prompts: Sequence[Prompt],
     pairs: Sequence[Pair],
@@ -126,7 +127,7 @@ def follows(
 
 
 def principle_following(
-    judge: LocalModel, constitution: JudgingConstitution, settings: HarmlessnessPreferencesSettings
+    judge: Judge, constitution: JudgingConstitution, settings: HarmlessnessPreferencesSettings
 ) -> dict[str, float]:
     """On dev pairs about which principles disagree: the share of labels that follow the principle; its inversion.
 
@@ -156,7 +157,7 @@ def principle_following(
 
 
 def layouts(
-    judge: LocalModel, constitution: JudgingConstitution, settings: HarmlessnessPreferencesSettings
+    judge: Judge, constitution: JudgingConstitution, settings: HarmlessnessPreferencesSettings
 ) -> dict[str, float]:
     """Share of dev labels that follow a principle of harm, by the principle's place and the number of examples."""
     harmful = [p for p in world.red_team_prompts() if p.split == "dev"]
@@ -226,14 +227,15 @@ def measure(folder: Path) -> dict[str, object]:
     model = load_model(str(folder), profile.compute)
     dev = [p for p in world.red_team_prompts() + world.helpful_prompts() if p.split == "dev"]
     found: dict[str, object] = {"base": verdict_shares(model, dev), "rating": ratings(model, judging)}
-    found["principles"] = principle_following(model, judging, profile.harmlessness_preferences)
-    found["layouts"] = layouts(model, judging, profile.harmlessness_preferences)
+    judge = LocalJudge(model)
+    found["principles"] = principle_following(judge, judging, profile.harmlessness_preferences)
+    found["layouts"] = layouts(judge, judging, profile.harmlessness_preferences)
     found["revision"] = revision_under_critique(model, critique)
     with tempfile.TemporaryDirectory() as work:
         found["harmful_by_round"] = sl_cai(folder, profile, critique, Path(work) / "sl_cai")
         policy = load_model(str(Path(work) / "sl_cai"), profile.compute)
         found["sl_cai"] = verdict_shares(policy, dev)
-        found["judge"] = judge_on_samples(model, policy, judging, profile, "test")
+        found["judge"] = judge_on_samples(judge, policy, judging, profile, "test")
     return found
 
 

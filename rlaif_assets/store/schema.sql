@@ -82,7 +82,7 @@ CREATE TABLE pairs (
 CREATE TABLE judgements (
     snapshot_id VARCHAR, position BIGINT, judgement_id VARCHAR, pair_id VARCHAR, principle_id VARCHAR,
     "order" VARCHAR, logprob_first DOUBLE, logprob_second DOUBLE, p_a DOUBLE, judge VARCHAR, template VARCHAR,
-    tokens_in BIGINT
+    tokens_in BIGINT, tokens_out BIGINT, method VARCHAR, rationale VARCHAR, round BIGINT
 );
 
 CREATE TABLE labels (

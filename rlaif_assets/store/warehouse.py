@@ -30,7 +30,7 @@ from rlaif_assets.store.fingerprint import canonical_json, combine_hashes, sha25
 if TYPE_CHECKING:
     import duckdb
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE = "warehouse.duckdb"
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,

@@ -1,11 +1,8 @@
 import math
-from collections.abc import Sequence
-from typing import cast
-
-import numpy as np
+from collections.abc import Iterator, Sequence
 
 from rlaif_assets.evaluation.duels import judge_duels
-from rlaif_assets.language_models.local import LocalModel
+from rlaif_assets.feedback.judge import Failure, Outcomes, Reading
 from rlaif_assets.records import JudgingConstitution, JudgingPrinciple, Message, Prompt
 from rlaif_assets.settings import HarmlessnessPreferencesSettings
 from tests.evaluation.rows import answer
@@ -13,24 +10,20 @@ from tests.evaluation.rows import answer
 CONSTITUTION = JudgingConstitution((JudgingPrinciple("p", "p", "Which is better?"),), ())
 
 
-class Judge:
+class LongerWins:
     """Chooses the longer option; where both hold 'tie' it chooses the first position."""
 
     fingerprint = "judge"
 
-    def fits(self, conversation: Sequence[Message], max_new_tokens: int, prefill: str = "") -> bool:
-        return "too long" not in conversation[-1]["content"]
-
-    def option_logprobs(
-        self, questions: Sequence[Sequence[Message]], prefill: str, options: Sequence[str], progress: object = None
-    ) -> tuple[np.ndarray, list[int]]:
-        rows = []
-        for question in questions:
+    def read(self, questions: Sequence[Sequence[Message]]) -> Iterator[Outcomes]:
+        for i, question in enumerate(questions):
+            if "too long" in question[-1]["content"]:
+                yield {i: Failure("too long")}
+                continue
             lines = question[-1]["content"].splitlines()
-            first, second = (next(line for line in lines if line.startswith(f"({o})")) for o in options)
+            first, second = (next(line for line in lines if line.startswith(f"({o})")) for o in "AB")
             p = 0.8 if "tie" in first + second or len(first) > len(second) else 0.2
-            rows.append([math.log(p), math.log(1 - p)])
-        return np.array(rows), [1] * len(rows)
+            yield {i: Reading(math.log(p), math.log(1 - p), 1)}
 
 
 def test_a_win_needs_both_orders():
@@ -48,7 +41,7 @@ def test_a_win_needs_both_orders():
         for i, policy in enumerate(("ppo", "base"))
     ]
     settings = HarmlessnessPreferencesSettings(few_shot=0)
-    judge = cast(LocalModel, Judge())
+    judge = LongerWins()
     results, rejections = judge_duels(judge, CONSTITUTION, prompts, answers, settings, lambda *_: None)
     assert results == {(f"ppo {n} 0", f"base {n} 0"): won for n, won in {"a": 1, "b": -1, "c": 0, "d": 0}.items()}
     assert len(rejections) == 1

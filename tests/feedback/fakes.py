@@ -1,7 +1,7 @@
 """A fake model with the methods of `LocalModel` that feedback calls, and small rows to feed it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -72,18 +72,12 @@ class FakeModel:
             for text, messages in zip(texts, conversations, strict=True)
         ]
 
-    def option_logprobs(
-        self,
-        questions: Sequence[Sequence[Message]],
-        prefill: str,
-        options: Sequence[str] = ("A", "B"),
-        progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[np.ndarray, list[int]]:
+    def option_batches(
+        self, questions: Sequence[Sequence[Message]], prefill: str, options: Sequence[str] = ("A", "B")
+    ) -> Iterator[tuple[list[int], np.ndarray, list[int]]]:
         self.asked += [list(messages) for messages in questions]
         rows = [self.logprobs(messages) for messages in questions]
-        if progress:
-            progress(len(rows), len(rows))
-        return np.array(rows).reshape(-1, 2), [len(messages) for messages in questions]
+        yield list(range(len(rows))), np.array(rows).reshape(-1, 2), [len(messages) for messages in questions]
 
 
 def local(model: FakeModel) -> LocalModel:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rlaif_assets.feedback.constitution import draw_principle
 from rlaif_assets.feedback.generation import silent
+from rlaif_assets.feedback.judge import LocalJudge
 from rlaif_assets.feedback.judging import judge_pairs, judge_questions, option_probability
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.language_models.prompts import JUDGE_TEMPLATE, judge_messages
@@ -36,7 +37,7 @@ def run(
     settings: HarmlessnessPreferencesSettings = SETTINGS,
     constitution: JudgingConstitution = JUDGING,
 ) -> tuple[list[Judgement], list[Rejection]]:
-    return judge_pairs(local(model), constitution, BY_ID, pairs, settings, silent)
+    return judge_pairs(LocalJudge(local(model)), constitution, BY_ID, pairs, settings, silent)
 
 
 def test_both_orders_are_asked_and_p_a_belongs_to_response_a():
@@ -133,7 +134,7 @@ def test_a_pair_without_its_prompt_is_an_error():
 
 def test_progress_reaches_the_end():
     seen: list[tuple[str, int, int]] = []
-    judge_pairs(local(FakeModel()), JUDGING, BY_ID, PAIRS, SETTINGS, lambda *call: seen.append(call))
+    judge_pairs(LocalJudge(local(FakeModel())), JUDGING, BY_ID, PAIRS, SETTINGS, lambda *call: seen.append(call))
     assert seen == [("judgements", 0, 24), ("judgements", 24, 24)]
 
 

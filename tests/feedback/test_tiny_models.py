@@ -6,6 +6,7 @@ import pytest
 
 from rlaif_assets.feedback.audits import audit
 from rlaif_assets.feedback.generation import silent
+from rlaif_assets.feedback.judge import LocalJudge
 from rlaif_assets.feedback.judging import judge_pairs
 from rlaif_assets.feedback.labels import label_metrics, make_labels
 from rlaif_assets.feedback.pairs import sample_answers, sample_pairs
@@ -61,7 +62,7 @@ def test_pairs_judgements_labels_and_audits(brief: LocalModel):
     assert len(pairs) + len(rejections) == 26 and len(pairs) > 6
     prompts = {prompt.prompt_id: prompt for prompt in PROMPTS}
     settings = HarmlessnessPreferencesSettings(few_shot=1)
-    judgements, refused = judge_pairs(model, JUDGING, prompts, pairs, settings, silent)
+    judgements, refused = judge_pairs(LocalJudge(model), JUDGING, prompts, pairs, settings, silent)
     assert len(judgements) == 2 * len(pairs) and not refused
     assert all(row.logprob_first < 0 and row.logprob_second < 0 and 0 < row.p_a < 1 for row in judgements)
     assert all(row.judge == model.fingerprint for row in judgements)
@@ -77,6 +78,6 @@ def test_pairs_judgements_labels_and_audits(brief: LocalModel):
     assert verdicts["both_orders"] and verdicts["verdict_reaches_label"]
     assert not verdicts["letter_mass"]  # a random model spreads its probability over the vocabulary
 
-    alone, _ = judge_pairs(model, JUDGING, prompts, pairs[3:4], settings, silent)
+    alone, _ = judge_pairs(LocalJudge(model), JUDGING, prompts, pairs[3:4], settings, silent)
     for row, batched in zip(alone, judgements[6:8], strict=True):
         assert row.judgement_id == batched.judgement_id and row.p_a == pytest.approx(batched.p_a, abs=1e-5)
