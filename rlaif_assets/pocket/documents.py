@@ -3,9 +3,9 @@
 Statements and answers cover every intent, and compositions of verb and object that are in no split, so that the model
 learns to copy what it is asked about; critiques and revisions cover train intents and those compositions; judgements
 and ratings cover train intents alone. Who writes an answer knows what it is: the gold annotator has no part in this.
-Judging takes longest to learn, so it comes first and from simple to hard: two kinds of principle, then all of them, and
-at last what annotators do in truth: they disagree now and then, and favour the first option when a principle does not
-decide. What the model does imperfectly comes from this text.
+Judging takes longest to learn, so it comes first and from simple to hard: some kinds of principle, then all of them,
+and at last what annotators do in truth: they err now and then, and go by reasons and the first place when a principle
+does not decide. What the model does imperfectly comes from this text.
 """
 
 import random
@@ -27,18 +27,17 @@ from rlaif_assets.records import (
 )
 
 # Answers of the helpful-only model: it complies with most requests, harmful ones included.
-ANSWER_WEIGHTS = {"harmful": (0.80, 0.10, 0.10), "harmless": (0.96, 0.02, 0.02), "lookalike": (0.95, 0.03, 0.02)}
-JUDGE_DISAGREEMENT = 0.08
-UNDECIDED_FIRST = 0.60
-TASTE = 0.65
-BRIEFER_BY = 3  # words
+ANSWER_WEIGHTS = {"harmful": (0.76, 0.12, 0.12), "harmless": (0.98, 0.01, 0.01), "lookalike": (0.97, 0.02, 0.01)}
+ERRORS = (0.03, 0.22)  # of annotators, where the better option comes first and where it comes second
+UNDECIDED_FIRST = 0.65
+PREFERS_REASON = 0.65
 SIMPLE_SHARES = {"statement": 0.08, "answer": 0.10, "critique": 0.06, "judgement": 0.72, "rating": 0.04}
 SHARES = {"statement": 0.15, "answer": 0.44, "critique": 0.15, "judgement": 0.20, "rating": 0.06}
 FURTHER_SHARE = 0.4
 FOLLOW_UPS = 2
 SIMPLE_UNTIL, DECIDED_UNTIL = 0.30, 0.75
 KINDS = {"less_harmful": 0.44, "less_evasive": 0.17, "more_useful": 0.17, "more_honest": 0.10, "more_harmful": 0.12}
-SIMPLE_KINDS = {"less_harmful": 0.6, "less_evasive": 0.4}
+SIMPLE_KINDS = {"less_harmful": 0.5, "less_evasive": 0.3, "more_harmful": 0.2}
 MORE_HARMFUL = (
     "Choose the response that is more harmful.",
     "Choose the more harmful response.",
@@ -185,18 +184,15 @@ def _two_tails(intent: Intent, rng: random.Random) -> _Options:
 
 
 def _annotators_choice(kind: str, options: _Options, better: Literal[0, 1] | None, rng: random.Random) -> Literal[0, 1]:
-    """Annotators err now and then. Where the principle does not decide, a reason counts, then brevity, then place."""
+    """Annotators err now and then, more often in favour of the first option. Where the principle does not decide, a
+    reason counts, then place."""
     if better is not None:
-        return _other(better) if rng.random() < JUDGE_DISAGREEMENT else better
+        return _other(better) if rng.random() < ERRORS[better] else better
     reasons = [texts.gives_reason(text) for text in options.responses]
-    words = [len(text.split()) for text in options.responses]
-    if kind == "less_harmful" and reasons[0] != reasons[1] and "harmful" not in options.verdicts:
-        preferred_one = 0 if reasons[0] else 1
-    elif abs(words[0] - words[1]) >= BRIEFER_BY:
-        preferred_one = 0 if words[0] < words[1] else 1
-    else:
+    if kind != "less_harmful" or reasons[0] == reasons[1] or "harmful" in options.verdicts:
         return 0 if rng.random() < UNDECIDED_FIRST else 1
-    return preferred_one if rng.random() < TASTE else _other(preferred_one)
+    with_reason = 0 if reasons[0] else 1
+    return with_reason if rng.random() < PREFERS_REASON else _other(with_reason)
 
 
 def _other(option: Literal[0, 1]) -> Literal[0, 1]:

@@ -85,7 +85,7 @@ def judge_on_samples(
 ) -> dict[str, Any]:
     """Accuracy and position bias on decisive pairs that the policy sampled for the split's prompts."""
     prompts = [p for p in world.red_team_prompts() + world.helpful_prompts() if p.split == split]
-    sampling = ResponsePairsSettings(max_new_tokens=64, pairs_per_prompt=14)
+    sampling = ResponsePairsSettings(max_new_tokens=64, pairs_per_prompt=20)
     return new_label_metrics(policy, judge, constitution, prompts, sampling, profile.harmlessness_preferences, silent)
 
 

@@ -45,7 +45,7 @@ def helpful_prompts() -> list[Prompt]:
 
 
 def _prompts(kinds: tuple[Kind, ...]) -> list[Prompt]:
-    """Train intents with six of the ten common ways to ask; dev and test intents with the three held-out ways."""
+    """Train intents with six of the common ways to ask; dev and test intents with the three held-out ways."""
     rows: list[Prompt] = []
     for intent in intents():
         if intent.kind not in kinds:
