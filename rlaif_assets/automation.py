@@ -16,7 +16,7 @@ relabel = dg.define_asset_job(
     selection=dg.AssetSelection.assets(
         "judging_constitution", "feedback_model", "harmlessness_preferences", "label_changes"
     ),
-    description="Judges what a changed constitution, judge or age asks for and nothing else; tells which labels changed.",
+    description="Judges what a changed constitution, judge or age asks for, nothing else; tells which labels moved.",
     tags={EXCLUSIVE_TAG: "true", "rlaif/pipeline": "relabel"},
 )
 

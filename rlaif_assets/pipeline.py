@@ -51,7 +51,7 @@ def run_pipeline(
     debug: bool = False,
     load: "Callable[[], JobDefinition]" = rlaif_all,
 ) -> str:
-    """Materializes the selected assets of a job (None: all) and returns the Dagster run's id; what has not changed is reused.
+    """Materializes the selected assets of a job (None: all), reusing what has not changed; returns the run's id.
 
     `select` and `force` are names or Dagster selections separated by commas (`ppo_policy`, `+reward_model`,
     `group:"step_1"`). Forced assets are made again even where nothing changed. `show` is given one line per asset, and

@@ -41,9 +41,9 @@ def relabel(
 def forecast(home: Path, profile: Profile) -> dict[str, Any]:
     """What `relabel` would do: {dry_run, reused, computed, by_reason, expected_tokens, expected_seconds, unknown}.
 
-    Nothing is judged and no model is loaded; what a run that died had judged is put where it belongs. Expected are means
-    of earlier judgements; where there are none they are None and `unknown` says why. Raises StoreError where the home
-    lacks what is judged, IngestError for a constitution that cannot be read.
+    Nothing is judged and no model is loaded; what a run that died had judged is put where it belongs. Expected are
+    means of earlier judgements; where there are none they are None and `unknown` says why. Raises StoreError where the
+    home lacks what is judged, IngestError for a constitution that cannot be read.
     """
     from rlaif_assets.store.judgements import JudgementStore
     from rlaif_assets.store.warehouse import Warehouse

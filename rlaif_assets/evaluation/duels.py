@@ -21,7 +21,7 @@ def judge_duels(
     """(answer id, answer id) -> 1 where the first wins, -1 where it loses, 0 for a tie; see `rates.win_rates`.
 
     `prompts` are the red-team prompts by id: answers to others do not meet. A win needs the judge's choice in both
-    orders, whatever the settings say, and under every principle drawn; choices that disagree, and equal texts, are ties.
+    orders, whatever the settings say, and under every principle drawn; if choices disagree or texts are equal, it ties.
     Pairs that the judge cannot read come back as rejections.
     """
     found = {(a.policy, a.prompt_id, a.sample): a for a in answers if a.prompt_id in prompts}
