@@ -2,8 +2,6 @@
 
 import dagster as dg
 
-from rlaif_assets.assets.recording import FORCE_TAG
-
 EXCLUSIVE_TAG = "rlaif/exclusive"  # dagster.yaml lets one run with it run at a time
 
 rlaif_all = dg.define_asset_job(
@@ -15,9 +13,11 @@ rlaif_all = dg.define_asset_job(
 
 relabel = dg.define_asset_job(
     "relabel",
-    selection=dg.AssetSelection.assets("harmlessness_preferences"),
-    description="Judges the current response pairs again, whether or not anything changed.",
-    tags={EXCLUSIVE_TAG: "true", "rlaif/pipeline": "relabel", FORCE_TAG: "harmlessness_preferences"},
+    selection=dg.AssetSelection.assets(
+        "judging_constitution", "feedback_model", "harmlessness_preferences", "label_changes"
+    ),
+    description="Judges what a changed constitution, judge or age asks for, nothing else; tells which labels moved.",
+    tags={EXCLUSIVE_TAG: "true", "rlaif/pipeline": "relabel"},
 )
 
 weekly_relabel = dg.ScheduleDefinition(

@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 it failed, 2 the options or settings are wrong, 130 stoppe
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -81,6 +81,36 @@ def run(
             f"[bold]{escape(_command())} ui{option}[/] for graph and runs.",
             soft_wrap=True,
         )
+
+
+@app.command()
+def relabel(
+    profile: ProfileName = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be judged; judge nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Judge what a changed constitution, judge, template or age asks for, make new labels, and tell what changed."""
+    with plain_errors(debug):
+        from rlaif_assets.instance import home_folder, prepare_home
+        from rlaif_assets.relabel import forecast
+        from rlaif_assets.relabel import relabel as relabel_home
+        from rlaif_assets.settings import apply_overrides, load_profile
+
+        settings = apply_overrides(load_profile(profile), overrides or [])
+        folder = prepare_home(home_folder(home), profile)
+        if dry_run:
+            found = forecast(folder, settings)
+        else:
+            with dagster_instance() as instance:
+                _mark_dead_runs(instance, folder, _note)
+                found = relabel_home(instance, folder, settings, _note, debug)
+        if as_json:
+            print(json.dumps(found, indent=2))
+        else:
+            out.print(escape(relabel_text(found)), soft_wrap=True)
 
 
 @app.command()
@@ -191,7 +221,31 @@ def _expected(error: Exception) -> bool:
     return type(error).__module__.startswith("rlaif_assets.")
 
 
-def _mark_dead_runs(instance: Any, home: Path) -> tuple[Any, list[str]]:
+def _line(text: str) -> None:
+    out.print(escape(text), soft_wrap=True)
+
+
+def relabel_text(found: dict[str, Any]) -> str:
+    """What `rlaif relabel` found or did, for a person."""
+    would = "would be " if found["dry_run"] else ""
+    lines = [f"{found['reused']} judgements {would}reused, {found['computed']} {would}computed"]
+    lines += [f"  {count} for {reason}" for reason, count in found["by_reason"].items()]
+    if found["dry_run"]:
+        tokens, seconds = found["expected_tokens"], found["expected_seconds"]
+        lines.append(f"expected tokens: {'unknown' if tokens is None else f'{tokens:,}'}")
+        lines.append(f"expected seconds: {found['unknown'] if seconds is None else f'{seconds:,.0f}'}")
+    else:
+        changes = found["changes"]
+        lines.append(f"{changes['flipped']} of {changes['labels']} labels flipped")
+    return "\n".join(lines)
+
+
+def _note(text: str) -> None:
+    """A line beside the results: with --json these alone are on stdout."""
+    err.print(escape(text), soft_wrap=True)
+
+
+def _mark_dead_runs(instance: Any, home: Path, show: Callable[[str], None] = _line) -> tuple[Any, list[str]]:
     """What was found of dead runs, and the work folders that were removed; both are told."""
     from rlaif_assets.instance import mark_dead_runs
     from rlaif_assets.store.checkpoint_files import remove_dead_work
@@ -200,7 +254,7 @@ def _mark_dead_runs(instance: Any, home: Path) -> tuple[Any, list[str]]:
     removed = [] if found.left else remove_dead_work(home)
     work = [f"unfinished weights of a dead process removed: {name}" for name in removed]
     for line in [*found.failed, *found.freed, *work]:
-        _line(line)
+        show(line)
     return found, removed
 
 
@@ -216,10 +270,6 @@ def _show_results(home: Path, quiet: bool) -> None:
     except ReportError:
         if not quiet:
             raise
-
-
-def _line(text: str) -> None:
-    out.print(escape(text), soft_wrap=True)
 
 
 def _command() -> str:

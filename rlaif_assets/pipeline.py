@@ -1,4 +1,4 @@
-"""Running the assets of a home in this process, as the named job `rlaif_all`, with lines that say how far it is.
+"""Running the assets of a home in this process, as a named job, with lines that say how far it is.
 
 What the assets do belongs to `assets`; a home's preparation and dead runs to `instance`.
 """
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance, JobDefinition
     from dagster._core.events.log import EventLogEntry
 
-JOB = "rlaif_all"
 FORCE_TAG = "rlaif/force"
 REPOSITORY_TAG = ".dagster/repository"  # by it the UI lists a run under its job
 REPOSITORY = "__repository__@rlaif_assets.definitions"
@@ -33,7 +32,14 @@ def rlaif_all() -> "JobDefinition":
     """The job, for processes that load it by this function's name."""
     from rlaif_assets.definitions import defs
 
-    return defs.resolve_job_def(JOB)
+    return defs.resolve_job_def("rlaif_all")
+
+
+def relabel() -> "JobDefinition":
+    """As `rlaif_all`."""
+    from rlaif_assets.definitions import defs
+
+    return defs.resolve_job_def("relabel")
 
 
 def run_pipeline(
@@ -43,8 +49,9 @@ def run_pipeline(
     force: str | None = None,
     show: Show = print,
     debug: bool = False,
+    load: "Callable[[], JobDefinition]" = rlaif_all,
 ) -> str:
-    """Materializes the selected assets (None: all) and returns the Dagster run's id; what has not changed is reused.
+    """Materializes the selected assets of a job (None: all), reusing what has not changed; returns the run's id.
 
     `select` and `force` are names or Dagster selections separated by commas (`ppo_policy`, `+reward_model`,
     `group:"step_1"`). Forced assets are made again even where nothing changed. `show` is given one line per asset, and
@@ -60,7 +67,7 @@ def run_pipeline(
     if not debug:
         warnings.simplefilter("ignore")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    job = rlaif_all()
+    job = load()
     names = selected_assets(job, select) if select else None
     forced = selected_assets(job, force) if force else []
     unselected = sorted(set(forced) - set(names or forced))
@@ -69,18 +76,20 @@ def run_pipeline(
             f"--force {force} would make {', '.join(unselected)} again, which --select {select} leaves out: "
             "select them too, or do not force them"
         )
-    config = run_config(profile, names) | {"loggers": {"console": {"config": {"log_level": _level(debug)}}}}
+    config = run_config(profile, names or materializable(job)) | {
+        "loggers": {"console": {"config": {"log_level": _level(debug)}}}
+    }
     tags = process_tags() | {REPOSITORY_TAG: REPOSITORY} | ({FORCE_TAG: ",".join(forced)} if forced else {})
     run = instance.create_run_for_job(
         job_def=job,
         run_config=config,
         tags={**job.tags, **tags},
         asset_selection=frozenset(dg.AssetKey(name) for name in names) if names else None,
-        job_code_origin=dg.reconstructable(rlaif_all).get_python_origin(),
+        job_code_origin=dg.reconstructable(load).get_python_origin(),
     )
     lines = _Lines(show, lambda pool: slot_holders(instance, pool))
     instance.add_event_listener(run.run_id, lines)
-    result = execute_run(dg.reconstructable(rlaif_all), run, instance)
+    result = execute_run(dg.reconstructable(load), run, instance)
     if not result.success:
         ended = instance.get_run_by_id(run.run_id)
         if ended is not None and ended.status == dg.DagsterRunStatus.CANCELED:
@@ -97,7 +106,7 @@ def selected_assets(job: "JobDefinition", text: str) -> list[str]:
     import dagster as dg
 
     graph = job.asset_layer.asset_graph
-    known = sorted(key.to_user_string() for key in graph.materializable_asset_keys)
+    known = materializable(job)
     found: set[str] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
         if part.isidentifier() and part not in known:
@@ -110,6 +119,11 @@ def selected_assets(job: "JobDefinition", text: str) -> list[str]:
     if not found & set(known):
         raise SettingsError(f"{text!r} selects no asset; there are {', '.join(known)}")
     return sorted(found & set(known))
+
+
+def materializable(job: "JobDefinition") -> list[str]:
+    """The names of the job's assets, sorted."""
+    return sorted(key.to_user_string() for key in job.asset_layer.asset_graph.materializable_asset_keys)
 
 
 def with_bars(profile: Profile) -> Profile:

@@ -145,13 +145,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One look of a judge at one pair, under one principle, in one order.
+    """One look of a judge at one pair, under one principle, in one order. Kept once, whatever labels use it.
 
     `logprob_first` and `logprob_second` are log P of the first and second option's letter (natural log, not
     normalised); `p_a` is the normalised probability that response A of the pair is chosen, whatever the order.
-    `method` says how the probabilities were read: from the judge's log-probabilities, or from sampled verdicts (votes).
-    `rationale` is a chain-of-thought judge's text before its verdict. `round` is 0, and one more each time the same
-    question was put again.
+    `template` identifies the question's wording, the principle's place and the worked examples. `method` says how the
+    probabilities were read: from the judge's log-probabilities, or from sampled verdicts (votes). `rationale` is a
+    chain-of-thought judge's text before its verdict. `question_id` names all that could change the answer; `round` is
+    0, and one more each time the same question was put again, for the date `as_of`. `seconds`: its part of its batch's.
     """
 
     judgement_id: str
@@ -168,20 +169,79 @@ class Judgement:
     method: Literal["logprobs", "votes"] = "logprobs"
     rationale: str | None = None
     round: int = 0
+    question_id: str = ""
+    as_of: str | None = None
+    seconds: float = 0.0
+    created_at: str = ""
+    dagster_run_id: str | None = None
 
 
 @dataclass(frozen=True)
 class Label:
-    """The soft preference made from a pair's judgements. `flipped`: the two orders chose different responses."""
+    """The soft preference about a pair: made of its judgements, or a person's.
+
+    `principle_id` is None where judgements under several principles were averaged. `flipped`: the two orders chose
+    different responses. `orders`: whether each principle was judged in both orders. `judgements_hash` covers the stored
+    answers of `judgement_ids`. A person's label (source human, made of `verdict_ids`) keeps the judgements that it
+    overrides, so that the judge can be compared with people.
+    """
 
     label_id: str
     pair_id: str
-    principle_id: str
+    principle_id: str | None
     p_a: float
     judgement_ids: tuple[str, ...]
     flipped: bool | None
     source: Literal["ai", "human"]
     annotator: str
+    orders: Literal["both", "single"] | None = None
+    verdict_ids: tuple[str, ...] = ()
+    judgements_hash: str | None = None
+
+
+@dataclass(frozen=True)
+class HumanVerdict:
+    """A person's verdict on a response pair, named by its id or by its texts. `time`: ISO 8601, as it was given."""
+
+    verdict_id: str
+    pair_id: str | None
+    messages: tuple[Message, ...] | None
+    response_a: str | None
+    response_b: str | None
+    p_a: float
+    annotator: str
+    time: str
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """How labels differ from those of the previous snapshot: all of them, of one principle, or of one harm category.
+
+    `labels`: pairs that both snapshots label. `mean_change`: mean |new p_a - old p_a|, None where there are none.
+    """
+
+    scope: Literal["all", "principle", "category"]
+    name: str
+    labels: int
+    flipped: int
+    mean_change: float | None
+
+
+@dataclass(frozen=True)
+class LabelFlip:
+    """A pair whose label went to the other side of 0.5, old and new. Principles are the names that the labels had."""
+
+    pair_id: str
+    prompt: str
+    response_a: str
+    response_b: str
+    category: str | None
+    old_principle: str | None
+    new_principle: str | None
+    old_source: Literal["ai", "human"]
+    new_source: Literal["ai", "human"]
+    old_p_a: float
+    new_p_a: float
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ flat: Dagster's Launchpad shows them field by field. Secrets are never settings;
 
 import difflib
 import os
+from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
@@ -74,6 +75,10 @@ class CommunityVotesSettings(Settings):
     seed: Seed = 0
 
 
+class HumanVerdictsSettings(Settings):
+    path: str | None = Field(default=None, description="JSONL of people's verdicts on response pairs; null is none")
+
+
 class BaseModelSettings(Settings):
     source: str = Field(default="pocket", description="'pocket', a local folder, or a hub id")
     revision: str | None = Field(default=None, description="hub id only: the commit, 40 hex digits")
@@ -117,7 +122,30 @@ class HarmlessnessPreferencesSettings(Settings):
     principle_position: Literal["before", "after"] = Field(
         default="before", description="principle before or after the options"
     )
+    principles_per_pair: int = Field(default=1, ge=1, description="drawn by hash and averaged, at most all there are")
+    orders: Literal["both", "single"] = Field(
+        default="both", description="put each question in both orders, or in one that is drawn"
+    )
+    average: Literal["probability", "log_odds"] = Field(
+        default="probability", description="a label's p_a from the mean of its judgements' probabilities or log-odds"
+    )
+    max_age_days: int | None = Field(default=None, ge=1, description="judge again what was judged longer before as_of")
+    drift_sample: float = Field(
+        default=0.0, ge=0, le=1, description="share of the pairs to judge again though nothing changed; 1 is all"
+    )
+    as_of: str | None = Field(
+        default=None, description="date (UTC) that max_age_days and drift_sample decide from; null is today"
+    )
     seed: Seed = 0
+
+    @field_validator("as_of", mode="before")
+    @classmethod
+    def _is_a_date(cls, value: Any) -> Any:
+        return date.fromisoformat(str(value)).isoformat() if value is not None else None
+
+
+class LabelChangesSettings(Settings):
+    largest_flips: int = Field(default=10, ge=0, description="flipped labels to show side by side, old and new")
 
 
 class AuditsSettings(Settings):
@@ -212,12 +240,14 @@ class Profile(Settings):
     helpful_prompts: HelpfulPromptsSettings = HelpfulPromptsSettings()
     helpfulness_preferences: HelpfulnessPreferencesSettings = HelpfulnessPreferencesSettings()
     community_votes: CommunityVotesSettings = CommunityVotesSettings()
+    human_verdicts: HumanVerdictsSettings = HumanVerdictsSettings()
     base_model: BaseModelSettings = BaseModelSettings()
     feedback_model: FeedbackModelSettings = FeedbackModelSettings()
     revised_responses: RevisedResponsesSettings = RevisedResponsesSettings()
     sl_cai_checkpoint: SlCaiCheckpointSettings = SlCaiCheckpointSettings()
     response_pairs: ResponsePairsSettings = ResponsePairsSettings()
     harmlessness_preferences: HarmlessnessPreferencesSettings = HarmlessnessPreferencesSettings()
+    label_changes: LabelChangesSettings = LabelChangesSettings()
     audits: AuditsSettings = AuditsSettings()
     pmp_checkpoint: PmpCheckpointSettings = PmpCheckpointSettings()
     reward_model: RewardModelSettings = RewardModelSettings()

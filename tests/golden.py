@@ -19,8 +19,7 @@ from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 # What is made of a model's fingerprint or folder, which name the bytes of weights and the place of the test's model.
 OF_FINGERPRINTS = {
     "external_models": {"fingerprint", "source"},
-    "judgements": {"judgement_id", "judge"},
-    "labels": {"label_id", "judgement_ids", "annotator"},
+    "labels": {"label_id", "judgement_ids", "annotator", "judgements_hash"},
 }
 PLACES = {"path", "source"}  # settings: where it lies on this machine
 STARTS = {

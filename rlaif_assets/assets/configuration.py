@@ -20,6 +20,8 @@ from rlaif_assets.settings import (
     HarmlessnessPreferencesSettings,
     HelpfulnessPreferencesSettings,
     HelpfulPromptsSettings,
+    HumanVerdictsSettings,
+    LabelChangesSettings,
     PmpCheckpointSettings,
     PolicyEvaluationSettings,
     PpoPolicySettings,
@@ -74,6 +76,11 @@ class CommunityVotesConfig(CommunityVotesSettings, dg.Config):
     pass
 
 
+@from_profile("human_verdicts")
+class HumanVerdictsConfig(HumanVerdictsSettings, dg.Config):
+    pass
+
+
 @from_profile("base_model")
 class BaseModelConfig(BaseModelSettings, dg.Config):
     pass
@@ -125,6 +132,11 @@ class HarmlessnessPreferencesConfig(HarmlessnessPreferencesSettings, AuditLimits
     """The verdicts stored beside the labels are under these limits; gates apply their own to what was measured."""
 
 
+@from_profile("label_changes")
+class LabelChangesConfig(LabelChangesSettings, dg.Config):
+    pass
+
+
 @from_profile("audits")
 class AuditsCheckConfig(AuditLimits):
     audits_enforce: bool = True
@@ -157,12 +169,14 @@ CONFIGS: dict[str, tuple[str, type[dg.Config]]] = {
     "helpful_prompts": ("helpful_prompts", HelpfulPromptsConfig),
     "helpfulness_preferences": ("helpfulness_preferences", HelpfulnessPreferencesConfig),
     "community_votes": ("community_votes", CommunityVotesConfig),
+    "human_verdicts": ("human_verdicts", HumanVerdictsConfig),
     "base_model": ("base_model", BaseModelConfig),
     "feedback_model": ("feedback_model", FeedbackModelConfig),
     "revised_responses": ("revised_responses", RevisedResponsesConfig),
     "sl_cai_checkpoint": ("sl_cai_checkpoint", SlCaiCheckpointConfig),
     "response_pairs": ("response_pairs", ResponsePairsConfig),
     "harmlessness_preferences": ("harmlessness_preferences", HarmlessnessPreferencesConfig),
+    "label_changes": ("label_changes", LabelChangesConfig),
     "pmp_checkpoint": ("pmp_checkpoint", PmpCheckpointConfig),
     "reward_model": ("reward_model", RewardModelConfig),
     "ppo_policy": ("ppo_policy", PpoPolicyConfig),

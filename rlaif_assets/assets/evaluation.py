@@ -7,7 +7,7 @@ import dagster as dg
 from rlaif_assets.assets.configuration import PolicyEvaluationConfig
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
 from rlaif_assets.assets.step3_preferences import judge_of, judging_constitution_of
-from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Judgement, Label, Pair, Prompt, Rejection, Split
+from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Label, Pair, Prompt, Rejection, Split
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import HarmlessnessPreferencesSettings, ResponsePairsSettings
 
@@ -110,6 +110,7 @@ def _label_metrics(stage: Stage, policy: "LocalModel", config: PolicyEvaluationC
     from rlaif_assets.evaluation.labels import new_label_metrics, stored_label_metrics
 
     constitution = judging_constitution_of(stage)
+    labels = stage.rows(Label, "harmlessness_preferences", "labels")
     sampling = ResponsePairsSettings(**stage.inputs["response_pairs"].settings)
     sampling = sampling.model_copy(update={"pairs_per_prompt": config.label_pairs_per_prompt})
     sources = ("red_team_prompts", "helpful_prompts")
@@ -119,8 +120,8 @@ def _label_metrics(stage: Stage, policy: "LocalModel", config: PolicyEvaluationC
             constitution,
             stage.prompts("red_team_prompts"),
             stage.rows(Pair, "response_pairs", "pairs"),
-            stage.rows(Label, "harmlessness_preferences", "labels"),
-            stage.rows(Judgement, "harmlessness_preferences", "judgements"),
+            labels,
+            list(stage.judgements_of(labels).values()),
         )
     }
     judge, judging = judge_of(stage), _judging(stage)

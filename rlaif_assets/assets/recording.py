@@ -23,15 +23,16 @@ from pydantic import BaseModel
 from rlaif_assets.assets.progress import make_progress
 from rlaif_assets.feedback.limits import ADVICE, failed_audits, under_limits
 from rlaif_assets.instance import tag_run
-from rlaif_assets.records import Prompt, Rejection
+from rlaif_assets.records import Judgement, Label, Prompt, Rejection
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import AuditsSettings, SettingsError
 from rlaif_assets.store.errors import StoreError, TrackingError
 
 if TYPE_CHECKING:
     from rlaif_assets.language_models.local import LocalModel
+    from rlaif_assets.store.judgements import JudgementStore
     from rlaif_assets.store.tracking import Tracker
-    from rlaif_assets.store.warehouse import SnapshotRecord
+    from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
 FORCE_TAG = "rlaif/force"
 PREVIEW_ROWS = 10
@@ -74,6 +75,7 @@ class Stage:
         self.code_version = int(context.assets_def.code_versions_by_key[context.asset_key] or 1)
         self.home = storage.folder()
         self.warehouse = storage.warehouse()
+        self.judgements = judgement_store(self.warehouse, context.log.warning)
         self.tracker = tracking.tracker(self.home)
         self.progress = make_progress(compute.progress, context.log.info, self.asset)
         self.inputs = {name: self._upstream(name) for name in self._upstream_names()}
@@ -88,6 +90,10 @@ class Stage:
     def rows(self, record: type[Row], asset: str, table: str) -> list[Row]:
         """All rows of one table of an input, as records of this class."""
         return as_records(record, self.warehouse.rows(table, self.inputs[asset].snapshot_id))
+
+    def judgements_of(self, labels: Iterable[Label]) -> dict[str, Judgement]:
+        """The judgements that labels were made of, by id."""
+        return self.judgements.fetch([one for label in labels for one in label.judgement_ids])
 
     def prompts(self, *assets: str, splits: Sequence[str] = ("train",)) -> list[Prompt]:
         """The prompts of these inputs that belong to these splits."""
@@ -168,18 +174,20 @@ class Stage:
         work: Callable[[], Product],
         identity: Callable[[], Mapping[str, Any]] | None = None,
         registered: str | None = None,
+        shown: Callable[["SnapshotRecord"], Mapping[str, str]] = lambda record: {},
     ) -> dg.MaterializeResult:
         """Reuses the newest snapshot of this stage's key, unless forced, or works and records under an MLflow run.
 
         `identity` gives what decides the result, by default the config. `registered` names the MLflow registry's model
-        that the weights become a version of. Raises Failure, without retries, for the user's errors.
+        that the weights become a version of. `shown` gives markdown by name, made of the stored snapshot.
+        Raises Failure, without retries, for the user's errors.
         """
         with user_errors():
             key = self._key(identity() if identity else self.config.model_dump())
             found = None if self.forced else self.warehouse.find(self.asset, key)
             if found is not None:
                 self._finish_tracking(found, registered)
-                return self._result(found, reused=True)
+                return self._result(found, reused=True, markdown=shown(found))
             self._start_run()
             try:
                 started = time.monotonic()
@@ -194,7 +202,7 @@ class Stage:
             finally:
                 self.progress.close()
             self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
-            return self._result(record, reused=False, pictures=product.pictures)
+            return self._result(record, reused=False, pictures=product.pictures, markdown=shown(record))
 
     def record_source(self, read: Callable[[], Product]) -> dg.MaterializeResult:
         """Reads a source, always; equal content under equal settings is the snapshot that is there already.
@@ -202,11 +210,10 @@ class Stage:
         Where the source lies (`path`) is no part of the key, its content is part of the id: the rows kept, and what
         was refused and why. Has no MLflow run: stages that use the rows log them as their inputs.
         """
-        settings = {name: value for name, value in self.config.model_dump().items() if name != "path"}
         with user_errors():
             started = time.monotonic()
             product = read()
-            key = self._key({**settings, "refused": [[row.reason, row.text] for row in product.rejected]})
+            key = self._key(source_identity(self.config, product))
             record, reused = self._publish(key, product, time.monotonic() - started)
             return self._result(record, reused)
 
@@ -264,8 +271,7 @@ class Stage:
             tokens=product.tokens,
             attempt=self.context.retry_number,
         )
-        tables = {name: [as_row(row) for row in rows] for name, rows in product.tables.items()}
-        stored = self.warehouse.publish(record, tables, list(product.rejected))
+        stored = self.warehouse.publish(record, product_rows(product), list(product.rejected))
         ours = (stored.dagster_run_id, stored.attempt) == (record.dagster_run_id, record.attempt)
         return stored, not ours
 
@@ -337,7 +343,11 @@ class Stage:
             self._give_up(error)
 
     def _result(
-        self, record: "SnapshotRecord", reused: bool, pictures: Mapping[str, bytes] = NO_OPTIONS
+        self,
+        record: "SnapshotRecord",
+        reused: bool,
+        pictures: Mapping[str, bytes] = NO_OPTIONS,
+        markdown: Mapping[str, str] = NO_OPTIONS,
     ) -> dg.MaterializeResult:
         self.warehouse.record_materialization(record.snapshot_id, self.context.run.run_id, reused)
         metadata: dict[str, Any] = {
@@ -364,6 +374,7 @@ class Stage:
         if main in tables:
             metadata["dagster/row_count"] = record.row_counts[main]
             metadata["preview"] = preview(self.warehouse.rows(main, record.snapshot_id, PREVIEW_ROWS))
+        metadata |= {name: dg.MetadataValue.md(text) for name, text in markdown.items()}
         for name, png in pictures.items():
             image = base64.b64encode(png).decode()
             metadata[name] = dg.MetadataValue.md(f"![{name}](data:image/png;base64,{image})")
@@ -373,14 +384,21 @@ class Stage:
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Errors that a person can mend become a Failure with their message and without retries."""
+    from rlaif_assets.feedback.errors import JudgeStoppedError
     from rlaif_assets.ingest.errors import IngestError
     from rlaif_assets.language_models.errors import ModelError
     from rlaif_assets.training.errors import TrainingError
 
     try:
         yield
-    except (IngestError, ModelError, SettingsError, StoreError, TrainingError) as error:
+    except (IngestError, JudgeStoppedError, ModelError, SettingsError, StoreError, TrainingError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
+
+
+def judgement_store(warehouse: "Warehouse", log: Callable[[str], None]) -> "JudgementStore":
+    from rlaif_assets.store.judgements import JudgementStore
+
+    return JudgementStore(warehouse, log)
 
 
 @cache
@@ -407,6 +425,20 @@ def as_records(record: type[Row], rows: Iterable[Mapping[str, Any]]) -> list[Row
 
 def as_row(row: Any) -> dict[str, Any]:
     return dict(row) if isinstance(row, Mapping) else dataclasses.asdict(row)
+
+
+def product_rows(product: Product) -> dict[str, list[dict[str, Any]]]:
+    return {name: [as_row(row) for row in rows] for name, rows in product.tables.items()}
+
+
+def source_identity(config: BaseModel, product: Product) -> dict[str, Any]:
+    """What is in a source's key: its settings but where it lies, and what was refused."""
+    settings = {name: value for name, value in config.model_dump().items() if name != "path"}
+    return {**settings, "refused": [[row.reason, row.text] for row in product.rejected]}
+
+
+def code_version(asset: dg.AssetsDefinition) -> int:
+    return int(asset.code_versions_by_key[asset.key] or 1)
 
 
 def numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

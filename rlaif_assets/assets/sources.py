@@ -16,12 +16,13 @@ from rlaif_assets.assets.configuration import (
     FeedbackModelConfig,
     HelpfulnessPreferencesConfig,
     HelpfulPromptsConfig,
+    HumanVerdictsConfig,
     RedTeamPromptsConfig,
 )
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
-from rlaif_assets.records import CommunityPair, Comparison, CritiquePrinciple, JudgingPrinciple, Prompt
+from rlaif_assets.records import CommunityPair, Comparison, CritiquePrinciple, HumanVerdict, JudgingPrinciple, Prompt
 from rlaif_assets.resources import Compute, Storage, Tracking
-from rlaif_assets.settings import BaseModelSettings
+from rlaif_assets.settings import BaseModelSettings, ConstitutionSettings
 
 GROUP = "sources"
 OWNERS = ["team:alignment"]
@@ -69,14 +70,14 @@ def judging_constitution(
 ) -> dg.MaterializeResult:
     """The principles and examples by which the feedback model chooses; changing one does not touch step 1."""
     stage = Stage(context, config, storage, compute, tracking)
+    return stage.record_source(lambda: read_judging_constitution(config))
 
-    def read() -> Product:
-        from rlaif_assets.ingest.constitution import read_constitution
 
-        _, judging = read_constitution(config.path)
-        return Product({"judging_principles": judging.principles, "judging_examples": judging.examples})
+def read_judging_constitution(config: ConstitutionSettings) -> Product:
+    from rlaif_assets.ingest.constitution import read_constitution
 
-    return stage.record_source(read)
+    _, judging = read_constitution(config.path)
+    return Product({"judging_principles": judging.principles, "judging_examples": judging.examples})
 
 
 @dg.asset(
@@ -183,6 +184,32 @@ def community_votes(
     return stage.record_source(read)
 
 
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "duckdb"},
+    code_version="1",
+    metadata=table_metadata("human_verdicts", HumanVerdict),
+)
+def human_verdicts(
+    context: dg.AssetExecutionContext,
+    config: HumanVerdictsConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """People's verdicts on response pairs: they take the place of the judge's labels. Empty unless a file is given."""
+    stage = Stage(context, config, storage, compute, tracking)
+
+    def read() -> Product:
+        from rlaif_assets.ingest.human_verdicts import read_human_verdicts
+
+        verdicts, rejected = read_human_verdicts(config)
+        return Product({"human_verdicts": verdicts}, rejected)
+
+    return stage.record_source(read)
+
+
 @dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "mlflow"}, code_version="1")
 def base_model(
     context: dg.AssetExecutionContext,
@@ -210,25 +237,31 @@ def feedback_model(
 
 
 def _model_identity(stage: Stage, config: BaseModelSettings) -> dict[str, Any]:
+    """Where a folder lies is told to the home here, so that a moved one that is reused is found at its new place."""
+    from rlaif_assets.store.model_places import remember_place
+
+    identity = model_identity(config)
+    if config.source != "pocket" and "fingerprint" in identity:
+        remember_place(stage.home, identity["fingerprint"], Path(config.source).expanduser())
+    return identity
+
+
+def model_identity(config: BaseModelSettings) -> dict[str, Any]:
     """What decides which weights these are: a folder's fingerprint, or a hub id at its commit. Nothing is loaded.
 
-    Where a folder lies is told to the home here, so that a moved one that is reused is found at its new place.
+    Raises ModelError.
     """
     from rlaif_assets.language_models.errors import ModelError
     from rlaif_assets.pocket.world import model_folder
     from rlaif_assets.store.fingerprint import folder_fingerprint
-    from rlaif_assets.store.model_places import remember_place
 
     folder = model_folder() if config.source == "pocket" else Path(config.source).expanduser()
     if not folder.is_dir():
         return {"source": config.source, "revision": config.revision}
     try:
-        fingerprint = folder_fingerprint(folder)
+        return {"fingerprint": folder_fingerprint(folder)}
     except FileNotFoundError as error:
         raise ModelError(str(error)) from error
-    if config.source != "pocket":
-        remember_place(stage.home, fingerprint, folder)
-    return {"fingerprint": fingerprint}
 
 
 def _model(stage: Stage, config: BaseModelSettings) -> Product:

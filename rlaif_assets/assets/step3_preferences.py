@@ -1,16 +1,32 @@
 """Step 3: response pairs from SL-CAI, and the feedback model's soft labels on them. How belongs to `feedback`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, ResponsePairsConfig, without_limits
-from rlaif_assets.assets.recording import Product, Stage, table_metadata
-from rlaif_assets.records import JudgingConstitution, JudgingExample, JudgingPrinciple, Label, Pair
+from rlaif_assets.assets.configuration import (
+    HarmlessnessPreferencesConfig,
+    LabelChangesConfig,
+    ResponsePairsConfig,
+    without_limits,
+)
+from rlaif_assets.assets.recording import Product, Stage, as_records, table_metadata
+from rlaif_assets.feedback.as_of import decided_as_of
+from rlaif_assets.records import (
+    HumanVerdict,
+    JudgingConstitution,
+    JudgingExample,
+    JudgingPrinciple,
+    Label,
+    LabelChange,
+    Pair,
+)
 from rlaif_assets.resources import Compute, Storage, Tracking
 
 if TYPE_CHECKING:
+    from rlaif_assets.feedback.changes import Labelled
     from rlaif_assets.feedback.judge import Judge
+    from rlaif_assets.store.warehouse import SnapshotRecord
 
 GROUP = "step_3_preferences"
 
@@ -45,12 +61,12 @@ def response_pairs(
 
 
 @dg.asset(
-    deps=["response_pairs", "red_team_prompts", "judging_constitution", "feedback_model"],
+    deps=["response_pairs", "red_team_prompts", "judging_constitution", "feedback_model", "human_verdicts"],
     group_name=GROUP,
     owners=["team:alignment"],
     kinds={"duckdb", "huggingface"},
     pool="gpu",
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("labels", Label),
 )
 def harmlessness_preferences(
@@ -60,26 +76,96 @@ def harmlessness_preferences(
     compute: Compute,
     tracking: Tracking,
 ) -> dg.MaterializeResult:
-    """Soft labels: the probability that the feedback model prefers response A, over both orders; and their audits."""
+    """Soft labels: how probably response A is the better one, by the feedback model or a person; and their audits.
+
+    Only what was never judged before is judged.
+    """
+    config = with_as_of(config)
     stage = Stage(context, config, storage, compute, tracking)
 
     def work() -> Product:
         from rlaif_assets.feedback.audits import audit
-        from rlaif_assets.feedback.judging import judge_pairs
-        from rlaif_assets.feedback.labels import make_labels
+        from rlaif_assets.feedback.preferences import label_pairs
         from rlaif_assets.training.examples import prompts_by_id
 
-        constitution = judging_constitution_of(stage)
         prompts = prompts_by_id(stage.prompts("red_team_prompts"))
         stage.require_made_from("response_pairs", "red_team_prompts")
-        pairs, judge = stage.rows(Pair, "response_pairs", "pairs"), judge_of(stage)
-        judgements, rejected = judge_pairs(judge, constitution, prompts, pairs, config, stage.progress)
-        labels = make_labels(judgements)
-        verdicts = audit(labels, judgements, config.audits())
-        tables = {"labels": labels, "judgements": judgements, "verdicts": verdicts}
-        return Product(tables, rejected, tokens=sum(row.tokens_in for row in judgements))
+        made = label_pairs(
+            judge_of(stage),
+            judging_constitution_of(stage),
+            prompts,
+            stage.rows(Pair, "response_pairs", "pairs"),
+            stage.rows(HumanVerdict, "human_verdicts", "human_verdicts"),
+            config,
+            stage.judgements,
+            context.run.run_id,
+            stage.progress,
+        )
+        verdicts = audit(made.labels, made.judgements, config.audits(), config.average)
+        tables = {"labels": made.labels, "verdicts": verdicts}
+        return Product(tables, made.rejections, metrics=made.metrics, tokens=made.metrics["judging"]["tokens"])
 
-    return stage.record(work, lambda: without_limits(config))
+    return stage.record(work, lambda: labels_identity(config))
+
+
+def with_as_of(config: HarmlessnessPreferencesConfig) -> HarmlessnessPreferencesConfig:
+    """The config with the date that re-judging is decided from; none where nothing is decided by it."""
+    return config.model_copy(update={"as_of": decided_as_of(config)})
+
+
+def labels_identity(config: HarmlessnessPreferencesConfig) -> dict[str, Any]:
+    """What decides the labels, for a config of `with_as_of`."""
+    return without_limits(config)
+
+
+@dg.asset(
+    deps=["harmlessness_preferences", "response_pairs", "red_team_prompts", "judging_constitution"],
+    group_name=GROUP,
+    owners=["team:alignment"],
+    kinds={"duckdb"},
+    code_version="1",
+    metadata=table_metadata("label_changes", LabelChange),
+)
+def label_changes(
+    context: dg.AssetExecutionContext,
+    config: LabelChangesConfig,
+    storage: Storage,
+    compute: Compute,
+    tracking: Tracking,
+) -> dg.MaterializeResult:
+    """How the labels differ from the previous ones of this home: flips, mean change, and the largest flips to read."""
+    stage = Stage(context, config, storage, compute, tracking)
+    previous = stage.warehouse.previous("harmlessness_preferences")
+
+    def work() -> Product:
+        from rlaif_assets.feedback.changes import change_metrics, compare
+        from rlaif_assets.training.examples import prompts_by_id
+
+        stage.require_made_from("harmlessness_preferences", "response_pairs", "judging_constitution")
+        stage.require_made_from("response_pairs", "red_team_prompts")
+        old, new = labelled(stage, previous), labelled(stage, stage.inputs["harmlessness_preferences"])
+        pairs, prompts = stage.rows(Pair, "response_pairs", "pairs"), stage.prompts("red_team_prompts")
+        changes, flips = compare(old, new, pairs, prompts_by_id(prompts), config.largest_flips)
+        return Product({"label_changes": changes, "label_flips": flips}, metrics=change_metrics(changes, old, new))
+
+    def shown(record: "SnapshotRecord") -> dict[str, str]:
+        from rlaif_assets.feedback.changes import flips_markdown
+
+        return {"largest_flips": flips_markdown(stage.warehouse.rows("label_flips", record.snapshot_id))}
+
+    compared_with = previous.snapshot_id if previous else None
+    return stage.record(work, lambda: {**config.model_dump(), "previous": compared_with}, shown=shown)
+
+
+def labelled(stage: Stage, record: "SnapshotRecord | None") -> "Labelled":
+    """The labels of a snapshot, None: none."""
+    from rlaif_assets.feedback.changes import Labelled
+
+    if record is None:
+        return Labelled([], {}, {})
+    labels = as_records(Label, stage.warehouse.rows("labels", record.snapshot_id))
+    principles = stage.warehouse.rows("judging_principles", record.inputs["judging_constitution"])
+    return Labelled(labels, stage.judgements_of(labels), {row["principle_id"]: row["name"] for row in principles})
 
 
 def judge_of(stage: Stage) -> "Judge":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_assets.feedback.judging import ORDERS
+from rlaif_assets.feedback.labels import Average
 from rlaif_assets.records import Judgement, Label
 from rlaif_assets.settings import AuditsSettings
 
@@ -17,7 +18,12 @@ MIN_SPREAD = 0.005
 MAX_GAP = 1e-6
 
 
-def audit(labels: Sequence[Label], judgements: Sequence[Judgement], settings: AuditsSettings) -> list[dict[str, Any]]:
+def audit(
+    labels: Sequence[Label],
+    judgements: Sequence[Judgement],
+    settings: AuditsSettings,
+    average: Average = "probability",
+) -> list[dict[str, Any]]:
     """One row {audit, passed, value, threshold, note} per audit; `value` is None where no row gives one (a failure).
 
     enough_pairs: number of labelled pairs, at least `min_pairs`.
@@ -25,19 +31,22 @@ def audit(labels: Sequence[Label], judgements: Sequence[Judgement], settings: Au
     position_flip_rate: share of labels whose two orders choose different responses, each label weighted by how sure its
     judgements are, at most `max_flip_rate`. Ties flip in any judge; one that looks at the position alone has 1, one
     that answers by chance 0.5.
-    both_orders: share of labels made from exactly one judgement in each order, 1.
+    both_orders: share of labels with exactly the orders that they say (one judgement in each, for every principle; or
+    one of the two), 1.
     labels_vary: standard deviation of `p_a` over labels, at least MIN_SPREAD: constant labels teach nothing.
-    verdict_reaches_label: largest |label's p_a - mean of its judgements' p_a|, each computed anew from the letters'
+    verdict_reaches_label: largest |label's p_a - average of its judgements|, each computed anew from the letters'
     log-probabilities and the order, at most MAX_GAP. A label that ignores the judge or undoes the order wrongly fails.
+    Labels by people count as labelled pairs and for how labels vary; nothing else is asked of them.
     """
+    by_judge = [label for label in labels if label.source == "ai"]
     by_id = {judgement.judgement_id: judgement for judgement in judgements}
     masses = [math.exp(row.logprob_first) + math.exp(row.logprob_second) for row in judgements]
-    complete = [_has_both_orders(label, by_id) for label in labels]
-    gaps = [_gap(label, by_id) for label in labels]
+    complete = [_has_its_orders(label, by_id) for label in by_judge]
+    gaps = [_gap(label, by_id, average) for label in by_judge]
     return [
         _at_least("enough_pairs", len({label.pair_id for label in labels}), settings.min_pairs, "labelled pairs"),
         _at_least("letter_mass", _mean(masses), settings.min_mass, f"mean over {len(masses)} judgements"),
-        _at_most("position_flip_rate", *_sure_flips(labels, by_id, settings.max_flip_rate)),
+        _at_most("position_flip_rate", *_sure_flips(by_judge, by_id, settings.max_flip_rate)),
         _at_least("both_orders", _mean(complete), 1.0, f"of {len(complete)} labels"),
         _at_least(
             "labels_vary",
@@ -45,7 +54,7 @@ def audit(labels: Sequence[Label], judgements: Sequence[Judgement], settings: Au
             MIN_SPREAD,
             "standard deviation of p_a over labels",
         ),
-        _at_most("verdict_reaches_label", max(gaps, default=None), MAX_GAP, _worst(labels, gaps)),
+        _at_most("verdict_reaches_label", max(gaps, default=None), MAX_GAP, _worst(by_judge, gaps)),
     ]
 
 
@@ -64,18 +73,25 @@ def _certainty(label: Label, by_id: dict[str, Judgement]) -> float:
     return math.fsum(abs(math.tanh((r.logprob_first - r.logprob_second) / 2)) for r in rows) / max(len(rows), 1)
 
 
-def _has_both_orders(label: Label, by_id: dict[str, Judgement]) -> bool:
-    return sorted(by_id[i].order for i in label.judgement_ids if i in by_id) == list(ORDERS)
+def _has_its_orders(label: Label, by_id: dict[str, Judgement]) -> bool:
+    rows = [by_id[i] for i in label.judgement_ids if i in by_id]
+    wanted = list(ORDERS) if label.orders != "single" else None
+    orders = [
+        sorted(row.order for row in rows if row.principle_id == one) for one in {row.principle_id for row in rows}
+    ]
+    return bool(orders) and all(found == wanted if wanted else len(found) == 1 for found in orders)
 
 
-def _gap(label: Label, by_id: dict[str, Judgement]) -> float:
+def _gap(label: Label, by_id: dict[str, Judgement], average: Average) -> float:
     """1, the largest there can be, where a judgement is missing or of another pair or principle."""
     rows = [by_id[i] for i in label.judgement_ids if i in by_id]
     if not rows or len(rows) < len(label.judgement_ids) or not 0 <= label.p_a <= 1:
         return 1.0
-    if any((row.pair_id, row.principle_id) != (label.pair_id, label.principle_id) for row in rows):
+    if any(row.pair_id != label.pair_id or label.principle_id not in (None, row.principle_id) for row in rows):
         return 1.0
     for_a = [(1 if row.order == "ab" else -1) * (row.logprob_first - row.logprob_second) for row in rows]
+    if average == "log_odds":
+        return abs(label.p_a - (1 + math.tanh(math.fsum(for_a) / len(rows) / 2)) / 2)
     return abs(label.p_a - math.fsum((1 + math.tanh(margin / 2)) / 2 for margin in for_a) / len(rows))
 
 

@@ -12,10 +12,25 @@ P = TypeVar("P", CritiquePrinciple, JudgingPrinciple)
 def draw_principle(principles: Sequence[P], row_id: str, seed: int, purpose: str, round: int = 0) -> P:
     """One principle, uniform and independent for every row, purpose and round (Constitutional AI 3.1, 4.1).
 
-    Every principle's name gets a number from the row's hash and the largest wins. So the order of the file does not
-    matter, a reworded principle keeps its rows, and an added one takes only the rows that it wins.
-    Raises ValueError where there is no principle.
+    See `draw_principles`.
+    """
+    return draw_principles(principles, row_id, seed, purpose, 1, round)[0]
+
+
+def draw_principles(
+    principles: Sequence[P], row_id: str, seed: int, purpose: str, count: int, round: int = 0
+) -> list[P]:
+    """`count` different principles, or all where there are not more.
+
+    Every principle's name gets a number from the row's hash and the largest win (rendezvous hashing). So the order of
+    the file does not matter, a reworded principle keeps its rows, an added one takes only the rows that it wins, a
+    removed one leaves only its own, and those of a smaller count are among those of a larger. Raises ValueError where
+    there is no principle.
     """
     if not principles:
         raise ValueError("the constitution holds no principle to draw from: add at least one")
-    return max(principles, key=lambda principle: draw_seed(row_id, seed, f"{purpose}:{principle.name}", round))
+
+    def number(principle: P) -> int:
+        return draw_seed(row_id, seed, f"{purpose}:{principle.name}", round)
+
+    return [max(principles, key=number)] if count == 1 else sorted(principles, key=number, reverse=True)[:count]

@@ -7,48 +7,69 @@ from typing import Any, Literal
 from rlaif_assets.evaluation.rates import ratio_interval
 from rlaif_assets.records import Judgement, Label
 from rlaif_assets.store.fingerprint import row_id
+from rlaif_assets.store.judgements import judgements_hash
 
+Average = Literal["probability", "log_odds"]
+Orders = Literal["both", "single"]
 Gold = Callable[[Label], Literal[0, 1] | None]
 SATURATED = 0.02
 
 
-def make_labels(judgements: Sequence[Judgement]) -> list[Label]:
-    """One label per pair and principle: the mean of `p_a` over its judgements (Lee et al. 2309.00267, 4.1).
+def make_labels(
+    judgements: Sequence[Judgement], average: Average = "probability", orders: Orders = "both"
+) -> list[Label]:
+    """One label per pair, of all its judgements: the mean of `p_a` (Lee et al. 2309.00267, 4.1), or of the log-odds.
+
+    `orders`: as they were asked, marked on each label.
 
     Labels come in the order of their pairs' first judgements; neither id nor value depends on the rows' order.
     `flipped` is None where an order is missing or chose neither response. Raises ValueError for two judgements of one
     pair and principle in one order, or by different judges.
     """
-    groups: dict[tuple[str, str], list[Judgement]] = {}
+    groups: dict[str, list[Judgement]] = {}
     for judgement in judgements:
-        groups.setdefault((judgement.pair_id, judgement.principle_id), []).append(judgement)
-    return [_label(group) for group in groups.values()]
+        groups.setdefault(judgement.pair_id, []).append(judgement)
+    return [_label(group, average, orders) for group in groups.values()]
 
 
-def _label(judgements: list[Judgement]) -> Label:
-    rows = sorted(judgements, key=lambda judgement: judgement.order)
+def _label(judgements: list[Judgement], average: Average, orders: Orders) -> Label:
+    rows = sorted(judgements, key=lambda row: (row.principle_id, row.order))
     pair_id, judge = rows[0].pair_id, rows[0].judge
-    if len({row.order for row in rows}) != len(rows):
-        raise ValueError(f"pair {pair_id}: several judgements in one order under principle {rows[0].principle_id}")
+    principles = {row.principle_id for row in rows}
+    if len({(row.principle_id, row.order) for row in rows}) != len(rows):
+        raise ValueError(f"pair {pair_id}: several judgements in one order under one principle")
     if any(row.judge != judge for row in rows):
         raise ValueError(f"pair {pair_id}: its judgements come from different judges; label each judge's rows apart")
     ids = tuple(row.judgement_id for row in rows)
+    principle_id = rows[0].principle_id if len(principles) == 1 else None
     return Label(
-        label_id=row_id("label", pair_id, rows[0].principle_id, ids),
+        label_id=row_id("label", pair_id, principle_id, ids, *([average] if average != "probability" else [])),
         pair_id=pair_id,
-        principle_id=rows[0].principle_id,
-        p_a=math.fsum(row.p_a for row in rows) / len(rows),
+        principle_id=principle_id,
+        p_a=average_p_a(rows, average),
         judgement_ids=ids,
         flipped=_flipped(rows),
         source="ai",
         annotator=judge,
+        orders=orders,
+        judgements_hash=judgements_hash(rows),
     )
 
 
-def _flipped(rows: list[Judgement]) -> bool | None:
-    if len(rows) != 2 or any(row.p_a == 0.5 for row in rows):
+def average_p_a(judgements: Sequence[Judgement], average: Average) -> float:
+    """The probability that response A is better, in [0, 1]. Raises ZeroDivisionError where there is no judgement."""
+    if average == "probability":
+        return math.fsum(row.p_a for row in judgements) / len(judgements)
+    for_a = [(row.logprob_first - row.logprob_second) * (1 if row.order == "ab" else -1) for row in judgements]
+    return (1 + math.tanh(math.fsum(for_a) / len(for_a) / 2)) / 2
+
+
+def _flipped(rows: Sequence[Judgement]) -> bool | None:
+    """Each order's choice is that of its judgements' mean."""
+    ab, ba = (_mean([row.p_a for row in rows if row.order == order]) for order in ("ab", "ba"))
+    if ab is None or ba is None or 0.5 in (ab, ba):
         return None
-    return (rows[0].p_a > 0.5) != (rows[1].p_a > 0.5)
+    return (ab > 0.5) != (ba > 0.5)
 
 
 def label_metrics(

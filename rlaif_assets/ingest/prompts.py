@@ -43,7 +43,7 @@ def prompts_of_rows(settings: RedTeamPromptsSettings) -> tuple[list[Prompt], lis
         try:
             if row.problem:
                 raise RowError(row.problem)
-            messages = normalise(_context(row.fields))
+            messages = normalise(context_of(row.fields))
             cut = fit(messages, settings.max_characters)
             prompt_id = row_id("prompt", cut)
             if prompt_id in kept:
@@ -71,7 +71,8 @@ def split_of(messages: list[Message], heldout_share: float, seed: int) -> Split:
     return "test" if draw < 2 * heldout_share else "train"
 
 
-def _context(fields: dict[str, Any]) -> list[Message]:
+def context_of(fields: dict[str, Any]) -> list[Message]:
+    """The conversation before the response, as the row has it. Raises RowError."""
     present = [name for name in FIELDS if fields.get(name) is not None]
     if not present:
         raise RowError(f"none of the fields {', '.join(FIELDS)}")

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,18 @@ def row_id(kind: str, *parts: Any) -> str:
 
 def draw_seed(row_id: str, seed: int, purpose: str, round: int = 0) -> int:
     """A seed in [0, 2**63) for one draw on one row: the same in any batch and any order."""
-    digest = hashlib.sha256(canonical_json([row_id, seed, purpose, round]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    text = f"[{_json_of(row_id)},{_draw_of(seed, purpose, round)}"  # canonical_json([row_id, seed, purpose, round])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@lru_cache(maxsize=256)
+def _json_of(row_id: str) -> str:
+    return canonical_json(row_id)
+
+
+@lru_cache(maxsize=256)
+def _draw_of(seed: int, purpose: str, round: int) -> str:
+    return canonical_json([seed, purpose, round])[1:]
 
 
 def draw_unit(row_id: str, seed: int, purpose: str, round: int = 0) -> float:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rlaif_assets.store.checkpoint_files import folder_problems
 from rlaif_assets.store.fingerprint import combine_hashes, folder_fingerprint, sha256_text, table_hash
-from rlaif_assets.store.warehouse import SnapshotRecord, StoreError, Warehouse
+from rlaif_assets.store.judgements import JudgementStore, judgements_hash
+from rlaif_assets.store.warehouse import Row, SnapshotRecord, StoreError, Warehouse
 
 
 def ancestry(warehouse: Warehouse, snapshot_id: str) -> list[SnapshotRecord]:
@@ -33,7 +34,8 @@ def ancestry(warehouse: Warehouse, snapshot_id: str) -> list[SnapshotRecord]:
 def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:
     """Reads every row and weight file of one snapshot again and hashes them; returns what differs, empty if nothing.
 
-    Missing rows are named by table and position, changed ones by table, weights by file. For the inputs too, verify
+    Missing rows are named by table and position, changed ones by table, weights by file, and labels whose judgements
+    (rows of no snapshot) are missing or changed by their ids. For the inputs too, verify
     each of `ancestry`. Raises StoreError where there is no such snapshot.
     """
     record = warehouse.get(snapshot_id)
@@ -47,6 +49,8 @@ def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:
         hashes[table] = table_hash(rows)
         if hashes[table] != record.table_hashes.get(table):
             problems.append(f"{table}: the rows' hash differs from the one published")
+        if table == "labels":
+            problems += _judgement_problems(warehouse, rows)
     weights = None
     if record.path is not None:
         folder = warehouse.home / record.path
@@ -60,6 +64,19 @@ def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:
     if sha256_text(record.key + record.content_hash)[:32] != snapshot_id:
         problems.append("the snapshot's id does not follow from its key and content hash")
     return [f"{record.asset} {snapshot_id}: {problem}" for problem in problems]
+
+
+def _judgement_problems(warehouse: Warehouse, labels: list[Row]) -> list[str]:
+    """Labels whose judgements are not, or not as they were when the labels were made of them."""
+    stored = JudgementStore(warehouse).fetch([one for label in labels for one in label["judgement_ids"]])
+    problems = []
+    for label in labels:
+        missing = [one for one in label["judgement_ids"] if one not in stored]
+        if missing:
+            problems.append(f"labels: judgement {missing[0]} of label {label['label_id']} is missing")
+        elif label["judgements_hash"] != judgements_hash([stored[one] for one in label["judgement_ids"]]):
+            problems.append(f"labels: the judgements of label {label['label_id']} have changed")
+    return problems
 
 
 def _position_problems(table: str, positions: list[int], expected: int) -> list[str]:

@@ -15,6 +15,14 @@ CREATE TABLE materializations (
     position BIGINT, snapshot_id VARCHAR, asset VARCHAR, dagster_run_id VARCHAR, reused BOOLEAN, created_at VARCHAR
 );
 
+-- Every look of a judge, once: not of a snapshot, labels name judgement ids. Only `judgements.py` adds to it.
+CREATE TABLE judgements (
+    judgement_id VARCHAR, pair_id VARCHAR, principle_id VARCHAR, "order" VARCHAR, logprob_first DOUBLE,
+    logprob_second DOUBLE, p_a DOUBLE, judge VARCHAR, template VARCHAR, tokens_in BIGINT, tokens_out BIGINT,
+    method VARCHAR, rationale VARCHAR, round BIGINT, question_id VARCHAR, as_of VARCHAR, seconds DOUBLE,
+    created_at VARCHAR, dagster_run_id VARCHAR
+);
+
 -- Sources
 
 CREATE TABLE prompts (
@@ -56,6 +64,11 @@ CREATE TABLE community_pairs (
     question VARCHAR, better VARCHAR, worse VARCHAR
 );
 
+CREATE TABLE human_verdicts (
+    snapshot_id VARCHAR, position BIGINT, verdict_id VARCHAR, pair_id VARCHAR, messages JSON, response_a VARCHAR,
+    response_b VARCHAR, p_a DOUBLE, annotator VARCHAR, time VARCHAR
+);
+
 CREATE TABLE external_models (
     snapshot_id VARCHAR, position BIGINT, fingerprint VARCHAR, source VARCHAR, revision VARCHAR,
     architecture VARCHAR, parameters BIGINT
@@ -79,15 +92,21 @@ CREATE TABLE pairs (
     response_b_id VARCHAR, response_a VARCHAR, response_b VARCHAR, seed_a BIGINT, seed_b BIGINT, tokens_out BIGINT
 );
 
-CREATE TABLE judgements (
-    snapshot_id VARCHAR, position BIGINT, judgement_id VARCHAR, pair_id VARCHAR, principle_id VARCHAR,
-    "order" VARCHAR, logprob_first DOUBLE, logprob_second DOUBLE, p_a DOUBLE, judge VARCHAR, template VARCHAR,
-    tokens_in BIGINT, tokens_out BIGINT, method VARCHAR, rationale VARCHAR, round BIGINT
-);
-
 CREATE TABLE labels (
     snapshot_id VARCHAR, position BIGINT, label_id VARCHAR, pair_id VARCHAR, principle_id VARCHAR, p_a DOUBLE,
-    judgement_ids JSON, flipped BOOLEAN, source VARCHAR, annotator VARCHAR
+    judgement_ids JSON, flipped BOOLEAN, source VARCHAR, annotator VARCHAR, orders VARCHAR, verdict_ids JSON,
+    judgements_hash VARCHAR
+);
+
+CREATE TABLE label_changes (
+    snapshot_id VARCHAR, position BIGINT, scope VARCHAR, name VARCHAR, labels BIGINT, flipped BIGINT,
+    mean_change DOUBLE
+);
+
+CREATE TABLE label_flips (
+    snapshot_id VARCHAR, position BIGINT, pair_id VARCHAR, prompt VARCHAR, response_a VARCHAR, response_b VARCHAR,
+    category VARCHAR, old_principle VARCHAR, new_principle VARCHAR, old_source VARCHAR, new_source VARCHAR,
+    old_p_a DOUBLE, new_p_a DOUBLE
 );
 
 CREATE TABLE verdicts (

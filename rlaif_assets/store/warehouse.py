@@ -38,7 +38,7 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
     "lock_configuration": True,
 }
-OWN_TABLES = frozenset({"schema_version", "snapshots", "materializations"})
+OWN_TABLES = frozenset({"schema_version", "snapshots", "materializations", "judgements"})
 Row = dict[str, Any]
 
 
@@ -75,6 +75,16 @@ class SnapshotRecord:
 def snapshot_key(asset: str, inputs: Mapping[str, str], settings: Mapping[str, Any], code_version: int) -> str:
     """64 hex digits, equal for equal work. `settings`: those that decide the result (no device, paths or threads)."""
     return sha256_text(canonical_json([asset, inputs, settings, code_version]))
+
+
+def snapshot_id(key: str, content_hash: str) -> str:
+    """32 hex digits: the id of the snapshot of this key with this content."""
+    return sha256_text(key + content_hash)[:32]
+
+
+def id_of_rows(key: str, tables: Mapping[str, Sequence[Row]]) -> str:
+    """The id that `publish` would give to these rows under this key; nothing is stored."""
+    return snapshot_id(key, combine_hashes(_content(tables)[1], None))
 
 
 @cache
@@ -123,6 +133,13 @@ class Warehouse:
         records = self._snapshots(f"snapshot_id = ({newest})", [asset])
         return records[0] if records else None
 
+    def previous(self, asset: str) -> SnapshotRecord | None:
+        """The snapshot that was current before the current one became it."""
+        newest = "SELECT arg_max(snapshot_id, position) FROM materializations WHERE asset = $asset"
+        other = f"{newest} AND snapshot_id <> ({newest})"
+        records = self._snapshots(f"snapshot_id = ({other})", {"asset": asset})
+        return records[0] if records else None
+
     def publish(
         self, record: SnapshotRecord, tables: Mapping[str, Sequence[Row]], rejected: Sequence[Rejection] = ()
     ) -> SnapshotRecord:
@@ -134,14 +151,13 @@ class Warehouse:
         """
         if "rejected_rows" in tables:
             raise StoreError("rejected_rows come in the `rejected` argument of publish, not among the tables")
-        columns = {table: to_columns(table, rows) for table, rows in tables.items()}
-        hashes = {table: table_hash(_as_rows(table, values)) for table, values in columns.items()}
+        columns, hashes = _content(tables)
         weights = self._weights_fingerprint(record.path)
         content_hash = combine_hashes(hashes, weights)
         columns["rejected_rows"] = to_columns("rejected_rows", [_storable(rejection) for rejection in rejected])
         record = dataclasses.replace(
             record,
-            snapshot_id=sha256_text(record.key + content_hash)[:32],
+            snapshot_id=snapshot_id(record.key, content_hash),
             content_hash=content_hash,
             created_at=_now(),
             row_counts={table: len(values["position"]) for table, values in columns.items() if values["position"]},
@@ -150,7 +166,7 @@ class Warehouse:
         )
         header = {"position": 0, **dataclasses.asdict(record)}
         snapshot = to_columns("snapshots", [header], positioned=False)
-        with self._open(read_only=False) as connection:
+        with self.connection(read_only=False) as connection:
             existing = _select_snapshots(connection, "snapshot_id = ?", [record.snapshot_id])
             if existing:
                 return existing[0]
@@ -164,7 +180,7 @@ class Warehouse:
 
     def record_materialization(self, snapshot_id: str, dagster_run_id: str | None, reused: bool) -> None:
         """Makes this snapshot its asset's current one."""
-        with self._open(read_only=False) as connection:
+        with self.connection(read_only=False) as connection:
             records = _select_snapshots(connection, "snapshot_id = ?", [snapshot_id])
             if not records:
                 raise StoreError(f"no snapshot {snapshot_id} in {self.path}: publish it before it is materialized")
@@ -194,7 +210,7 @@ class Warehouse:
         values: list[Any] = [snapshot_id]
         if limit is not None:
             query, values = f"{query} LIMIT ?", [*values, limit]
-        with self._open(read_only=True) as connection:
+        with self.connection(read_only=True) as connection:
             found = connection.execute(query, values).fetchall()
         return [_decoded(names, row, kinds) for row in found]
 
@@ -202,7 +218,7 @@ class Warehouse:
         """Rows by table that are really there, tables without rows left out."""
         tables = [table for table in schema() if table not in OWN_TABLES]
         query = " UNION ALL ".join(f"SELECT '{t}', count(*) FROM \"{t}\" WHERE snapshot_id = $id" for t in tables)
-        with self._open(read_only=True) as connection:
+        with self.connection(read_only=True) as connection:
             found = connection.execute(query, {"id": snapshot_id}).fetchall()
         return {table: count for table, count in found if count}
 
@@ -232,12 +248,13 @@ class Warehouse:
             raise StoreError(f"{folder} is not a whole checkpoint: adopt the folder before its snapshot is published")
         return marked_fingerprint(folder)
 
-    def _snapshots(self, where: str, values: Sequence[Any]) -> list[SnapshotRecord]:
-        with self._open(read_only=True) as connection:
+    def _snapshots(self, where: str, values: Sequence[Any] | dict[str, Any]) -> list[SnapshotRecord]:
+        with self.connection(read_only=True) as connection:
             return _select_snapshots(connection, where, values)
 
     @contextmanager
-    def _open(self, read_only: bool) -> Iterator["duckdb.DuckDBPyConnection"]:
+    def connection(self, read_only: bool) -> Iterator["duckdb.DuckDBPyConnection"]:
+        """For this package alone, and for milliseconds: every process of the home waits meanwhile."""
         import duckdb
 
         self.home.mkdir(parents=True, exist_ok=True)
@@ -330,6 +347,12 @@ def to_columns(table: str, rows: Sequence[Row], positioned: bool = True) -> dict
     return columns
 
 
+def _content(tables: Mapping[str, Sequence[Row]]) -> tuple[dict[str, dict[str, list[Any]]], dict[str, str]]:
+    """Columns and hash of each table."""
+    columns = {table: to_columns(table, rows) for table, rows in tables.items()}
+    return columns, {table: table_hash(_as_rows(table, values)) for table, values in columns.items()}
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {value!r}")
@@ -406,11 +429,11 @@ def _insert(connection: "duckdb.DuckDBPyConnection", table: str, columns: Mappin
 
 
 def _select_snapshots(
-    connection: "duckdb.DuckDBPyConnection", where: str, values: Sequence[Any]
+    connection: "duckdb.DuckDBPyConnection", where: str, values: Sequence[Any] | dict[str, Any]
 ) -> list[SnapshotRecord]:
     kinds = {name: kind for name, kind in schema()["snapshots"].items() if name != "position"}
     query = f"SELECT {_quoted(kinds)} FROM snapshots WHERE {where} ORDER BY position"
-    found = connection.execute(query, list(values)).fetchall()
+    found = connection.execute(query, values).fetchall()
     return [SnapshotRecord(**_decoded(list(kinds), row, kinds)) for row in found]
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rlaif_assets.feedback.constitution import draw_principle
 from rlaif_assets.feedback.generation import silent
 from rlaif_assets.feedback.judge import LocalJudge
-from rlaif_assets.feedback.judging import judge_pairs, judge_questions, option_probability
+from rlaif_assets.feedback.judging import judge_pairs, judge_questions, judge_template, option_probability
 from rlaif_assets.feedback.labels import make_labels
-from rlaif_assets.language_models.prompts import JUDGE_TEMPLATE, judge_messages
+from rlaif_assets.language_models.prompts import judge_messages
 from rlaif_assets.records import Judgement, JudgingConstitution, JudgingPrinciple, Message, Pair, Rejection
 from rlaif_assets.settings import HarmlessnessPreferencesSettings
 from tests.feedback.fakes import JUDGING, PROMPTS, FakeModel, local, make_pair, make_prompt
@@ -48,7 +48,11 @@ def test_both_orders_are_asked_and_p_a_belongs_to_response_a():
         assert math.exp(ab.logprob_first) == pytest.approx(0.48)  # raw: mass 0.8 times 0.6
         assert math.exp(ba.logprob_first) == pytest.approx(0.08)  # the rude answer stands first
         assert ab.pair_id == ba.pair_id and ab.principle_id == ba.principle_id
-        assert (ab.judge, ab.template, ab.tokens_in) == ("fake-fingerprint", JUDGE_TEMPLATE, 5)
+        assert (ab.judge, ab.template, ab.tokens_in) == (
+            "fake-fingerprint",
+            judge_template(JUDGING.examples[:2], "before"),
+            5,
+        )
 
 
 def test_swapping_the_responses_of_a_pair_turns_its_label():

@@ -84,14 +84,17 @@ def test_columns_are_the_fields_of_the_records() -> None:
         "revisions": records.Revision,
         "answers": records.Answer,
         "pairs": records.Pair,
-        "judgements": records.Judgement,
         "labels": records.Label,
+        "human_verdicts": records.HumanVerdict,
+        "label_changes": records.LabelChange,
+        "label_flips": records.LabelFlip,
         "evaluation_answers": records.EvaluationAnswer,
         "evaluation_rates": records.EvaluationRate,
         "rejected_rows": records.Rejection,
     }
     for table, kind in classes.items():
         assert list(schema()[table])[2:] == [field.name for field in dataclasses.fields(kind)], table
+    assert list(schema()["judgements"]) == [field.name for field in dataclasses.fields(records.Judgement)]
     assert set(schema()["snapshots"]) - {"position"} == {field.name for field in dataclasses.fields(SnapshotRecord)}
     assert all(list(columns)[:2] == ["snapshot_id", "position"] for t, columns in schema().items() if t in classes)
 

@@ -1,0 +1,130 @@
+"""`rlaif relabel`: what the job `relabel` would judge, and what it judged. How that is decided belongs to `feedback`.
+
+The forecast asks the same plan as the run, and foresees whether the run would find its snapshot made already.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlaif_assets.settings import Profile
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+    from rlaif_assets.store.judgements import JudgementStore
+    from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
+
+LABELS = "harmlessness_preferences"
+NEEDED = ("response_pairs", "red_team_prompts", "human_verdicts")
+
+
+def relabel(
+    instance: "DagsterInstance", home: Path, profile: Profile, show: Callable[[str], None], debug: bool = False
+) -> dict[str, Any]:
+    """Runs the job and tells {dry_run, reused, computed, by_reason, tokens, seconds, changes}.
+
+    `changes`: the metrics of `label_changes`. Raises RunError, also where the labels were made and their audits failed.
+    """
+    from rlaif_assets import pipeline
+    from rlaif_assets.store.warehouse import Warehouse
+
+    run_id = pipeline.run_pipeline(instance, profile, show=show, debug=debug, load=pipeline.relabel)
+    warehouse = Warehouse(home)
+    record, changes = warehouse.current(LABELS), warehouse.current("label_changes")
+    assert record is not None and changes is not None
+    counts = record.metrics["judging"] if record.dagster_run_id == run_id else _all_reused(record)
+    names = ("reused", "computed", "by_reason", "tokens", "seconds")
+    return {"dry_run": False, **{name: counts[name] for name in names}, "changes": changes.metrics}
+
+
+def forecast(home: Path, profile: Profile) -> dict[str, Any]:
+    """What `relabel` would do: {dry_run, reused, computed, by_reason, expected_tokens, expected_seconds, unknown}.
+
+    Nothing is judged and no model is loaded; what a run that died had judged is put where it belongs. Expected are
+    means of earlier judgements; where there are none they are None and `unknown` says why. Raises StoreError where the
+    home lacks what is judged, IngestError for a constitution that cannot be read.
+    """
+    from rlaif_assets.store.judgements import JudgementStore
+    from rlaif_assets.store.warehouse import Warehouse
+
+    warehouse = Warehouse(home)
+    store = JudgementStore(warehouse)
+    store.absorb()
+    judge, counts = _planned(warehouse, store, profile)
+    speed = store.speed(judge)
+    asked = counts["computed"]
+    seconds = 0.0 if not asked else None if speed.seconds is None else asked * speed.seconds
+    tokens = 0 if not asked else None if speed.tokens is None else round(asked * speed.tokens)
+    unknown = None if seconds is not None else "this judge has judged nothing in this home yet"
+    expected = {"expected_tokens": tokens, "expected_seconds": seconds, "unknown": unknown}
+    return {"dry_run": True, **{name: counts[name] for name in ("reused", "computed", "by_reason")}, **expected}
+
+
+def _planned(warehouse: "Warehouse", store: "JudgementStore", profile: Profile) -> tuple[str, dict[str, Any]]:
+    """The judge's fingerprint and the counts of `relabelling.Plan`."""
+    from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, config_values
+    from rlaif_assets.assets.recording import as_records, code_version
+    from rlaif_assets.assets.step3_preferences import harmlessness_preferences, labels_identity, with_as_of
+    from rlaif_assets.feedback.judging import judge_questions
+    from rlaif_assets.feedback.relabelling import plan
+    from rlaif_assets.records import JudgingConstitution, Pair, Prompt
+    from rlaif_assets.store.warehouse import snapshot_key
+
+    current = {name: _current(warehouse, name).snapshot_id for name in NEEDED}
+    constitution_id, constitution = _constitution(profile)
+    model_id, judge = _judge(warehouse, profile)
+    config = with_as_of(HarmlessnessPreferencesConfig(**config_values(profile, LABELS, HarmlessnessPreferencesConfig)))
+    inputs = {**current, "judging_constitution": constitution_id, "feedback_model": model_id}
+    key = snapshot_key(LABELS, inputs, labels_identity(config), code_version(harmlessness_preferences))
+    made = warehouse.find(LABELS, key)
+    if made is not None:
+        return judge, _all_reused(made)
+    prompts = as_records(Prompt, warehouse.rows("prompts", current["red_team_prompts"]))
+    by_id = {prompt.prompt_id: prompt for prompt in prompts if prompt.split == "train"}
+    pairs = as_records(Pair, warehouse.rows("pairs", current["response_pairs"]))
+    principles, examples = (tuple(rows) for rows in constitution.values())
+    questions = judge_questions(judge, JudgingConstitution(principles, examples), by_id, pairs, config)
+    return judge, plan(judge, questions, store, config).counts()
+
+
+def _constitution(profile: Profile) -> tuple[str, dict[str, Any]]:
+    """The id that `judging_constitution` would have, and its rows by table: principles, then examples."""
+    from rlaif_assets.assets.configuration import ConstitutionConfig
+    from rlaif_assets.assets.recording import code_version, product_rows, source_identity
+    from rlaif_assets.assets.sources import judging_constitution, read_judging_constitution
+    from rlaif_assets.store.warehouse import id_of_rows, snapshot_key
+
+    config = ConstitutionConfig(**profile.constitution.model_dump())
+    product = read_judging_constitution(config)
+    key = snapshot_key("judging_constitution", {}, source_identity(config, product), code_version(judging_constitution))
+    return id_of_rows(key, product_rows(product)), dict(product.tables)
+
+
+def _judge(warehouse: "Warehouse", profile: Profile) -> tuple[str, str]:
+    """The id that `feedback_model` would have, and the judge's fingerprint; empty where only loading could tell."""
+    from rlaif_assets.assets.recording import code_version
+    from rlaif_assets.assets.sources import feedback_model, model_identity
+    from rlaif_assets.store.warehouse import snapshot_key
+
+    identity = model_identity(profile.feedback_model)
+    key = snapshot_key("feedback_model", {}, identity, code_version(feedback_model))
+    record = warehouse.find("feedback_model", key)
+    if record is None:
+        return "", identity.get("fingerprint", "")
+    return record.snapshot_id, warehouse.rows("external_models", record.snapshot_id)[0]["fingerprint"]
+
+
+def _current(warehouse: "Warehouse", asset: str) -> "SnapshotRecord":
+    from rlaif_assets.store.errors import StoreError
+
+    record = warehouse.current(asset)
+    if record is None:
+        raise StoreError(f"{warehouse.home} has no {asset} to relabel: run the pipeline up to {LABELS} first")
+    return record
+
+
+def _all_reused(record: "SnapshotRecord") -> dict[str, Any]:
+    """The counts of a run that finds this snapshot made already."""
+    made = record.metrics["judging"]
+    return {"reused": made["reused"] + made["computed"], "computed": 0, "by_reason": {}, "tokens": 0, "seconds": 0.0}
