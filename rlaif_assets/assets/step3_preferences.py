@@ -1,5 +1,7 @@
 """Step 3: response pairs from SL-CAI, and the feedback model's soft labels on them. How belongs to `feedback`."""
 
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -7,7 +9,8 @@ import dagster as dg
 from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, ResponsePairsConfig, without_limits
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
 from rlaif_assets.records import JudgingConstitution, JudgingExample, JudgingPrinciple, Label, Pair
-from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.relabel_lock import RelabelHeldError, relabel_lock
+from rlaif_assets.resources import PROFILE, Compute, Storage, Tracking
 
 if TYPE_CHECKING:
     from rlaif_assets.feedback.judge import Judge
@@ -52,6 +55,8 @@ def response_pairs(
     pool="gpu",
     code_version="2",
     metadata=table_metadata("labels", Label),
+    output_required=False,
+    freshness_policy=dg.FreshnessPolicy.time_window(timedelta(days=PROFILE.relabel.overdue_after_days)),
 )
 def harmlessness_preferences(
     context: dg.AssetExecutionContext,
@@ -59,8 +64,11 @@ def harmlessness_preferences(
     storage: Storage,
     compute: Compute,
     tracking: Tracking,
-) -> dg.MaterializeResult:
-    """Soft labels: the probability that the feedback model prefers response A, over both orders; and their audits."""
+) -> Iterator[dg.MaterializeResult]:
+    """Soft labels: the probability that the feedback model prefers response A, over both orders; and their audits.
+
+    Skipped where another run is at it.
+    """
     stage = Stage(context, config, storage, compute, tracking)
 
     def work() -> Product:
@@ -79,7 +87,11 @@ def harmlessness_preferences(
         tables = {"labels": labels, "judgements": judgements, "verdicts": verdicts}
         return Product(tables, rejected, tokens=sum(row.tokens_in for row in judgements))
 
-    return stage.record(work, lambda: without_limits(config))
+    lock = relabel_lock(stage.home, context.run.run_id, context.log.warning)
+    try:
+        yield stage.record(work, lambda: without_limits(config), guard=lock)
+    except RelabelHeldError as held:
+        stage.skip(str(held))
 
 
 def judge_of(stage: Stage) -> "Judge":
