@@ -141,7 +141,10 @@ class RelabelSettings(Settings):
         default=8.0, ge=0.001, description="an older preference set is shown as overdue in the UI"
     )
     retrain_flipped_share: float = Field(
-        default=0.05, ge=0, le=1, description="retrain_after_flips asks for training when a larger share of labels flips"
+        default=0.05,
+        ge=0,
+        le=1,
+        description="labels_flipped asks for training above this share of labels",
     )
 
     @field_validator("time_zone")

@@ -85,7 +85,7 @@ def constitution_fingerprint(path: str) -> str:
     for file in folder or [Path(path)]:
         try:
             with open_source(str(file)) as stream:
-                hashes.append([file.name, hashlib.file_digest(stream, "sha256").hexdigest()])
+                hashes.append([file.name, hashlib.sha256(stream.read()).hexdigest()])
         except OSError as error:
             raise IngestError(f"{file}: cannot be read: {error}") from error
     return sha256_text(canonical_json(hashes))
