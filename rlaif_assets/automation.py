@@ -1,8 +1,22 @@
-"""Jobs and schedules. Training runs by job or button, never by itself. https://docs.dagster.io/guides/automate"""
+"""Jobs, the schedule and the sensors. What judges costs: nothing here is on until a person switches it on.
+
+https://docs.dagster.io/guides/automate
+"""
+
+import os
 
 import dagster as dg
 
+from rlaif_assets.assets.recording import SKIPPED_TAG
+from rlaif_assets.feedback.limits import failed_audits, under_limits
+from rlaif_assets.instance import open_runs
+from rlaif_assets.relabel_lock import RELABEL_TAGS, relabelling
+from rlaif_assets.resources import PROFILE, Storage
+
 EXCLUSIVE_TAG = "rlaif/exclusive"  # dagster.yaml lets one run with it run at a time
+CONSTITUTION_TAG = "rlaif/constitution"  # the content that a run was started for
+RELABELLED = ("judging_constitution", "feedback_model", "harmlessness_preferences", "label_changes")
+SWITCHED_ON = os.environ.get("RLAIF_RELABEL_ENABLED", "") == "1"
 
 rlaif_all = dg.define_asset_job(
     "rlaif_all",
@@ -13,18 +27,106 @@ rlaif_all = dg.define_asset_job(
 
 relabel = dg.define_asset_job(
     "relabel",
-    selection=dg.AssetSelection.assets(
-        "judging_constitution", "feedback_model", "harmlessness_preferences", "label_changes"
-    ),
-    description="Judges what a changed constitution, judge or age asks for, nothing else; tells which labels moved.",
-    tags={EXCLUSIVE_TAG: "true", "rlaif/pipeline": "relabel"},
+    selection=dg.AssetSelection.assets(*RELABELLED),
+    description="Judges what a changed constitution, judge or age asks for, nothing else; tells which labels moved. "
+    "Skipped where another run is at it.",
+    tags=RELABEL_TAGS,  # not exclusive: the second one is to say that it is one, not to wait in the queue
 )
 
-weekly_relabel = dg.ScheduleDefinition(
-    name="weekly_relabel",
-    job=relabel,
-    cron_schedule="0 3 * * 1",
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="For feedback models that may change behind their name; start it under Automation.",
+retrain = dg.define_asset_job(
+    "retrain",
+    selection=dg.AssetSelection.assets("reward_model").downstream()
+    & dg.AssetSelection.assets("policy_evaluation").upstream(),
+    description="Reward model, policy and evaluation on the current preference set, which must have passed its audits.",
+    tags={EXCLUSIVE_TAG: "true", "rlaif/pipeline": "retrain"},
 )
+
+
+@dg.schedule(
+    job=relabel,
+    cron_schedule=PROFILE.relabel.cron,
+    execution_timezone=PROFILE.relabel.time_zone,
+    default_status=dg.DefaultScheduleStatus.RUNNING if SWITCHED_ON else dg.DefaultScheduleStatus.STOPPED,
+    description="For feedback models that change behind their name. Cron and time zone: the profile's stage relabel. "
+    "Start it here, or with RLAIF_RELABEL_ENABLED=1.",
+)
+def weekly_relabel(context: dg.ScheduleEvaluationContext, storage: Storage) -> dg.RunRequest | dg.SkipReason:
+    busy = another_relabel(context.instance, storage)
+    return dg.SkipReason(busy) if busy else dg.RunRequest()
+
+
+@dg.sensor(
+    job=relabel,
+    default_status=dg.DefaultSensorStatus.RUNNING if SWITCHED_ON else dg.DefaultSensorStatus.STOPPED,
+    description="Relabels when the constitution of the profile changes. Its first look only remembers what is there. "
+    "Start it here, or with RLAIF_RELABEL_ENABLED=1.",
+)
+def constitution_changed(
+    context: dg.SensorEvaluationContext, storage: Storage
+) -> dg.SensorResult | dg.SkipReason | dg.RunRequest:
+    """The cursor is the content that was seen last; it stays where it is until a run for the new one is asked for.
+
+    No run_key: Dagster would take A -> B -> A for what it has seen before.
+    """
+    from rlaif_assets.ingest.constitution import constitution_fingerprint, read_constitution
+    from rlaif_assets.ingest.errors import IngestError
+
+    path = PROFILE.constitution.path
+    try:
+        found = constitution_fingerprint(path)
+        if context.cursor is None:
+            return dg.SensorResult(skip_reason=dg.SkipReason(f"first look at {path}"), cursor=found)
+        if found == context.cursor and not _skipped(context.instance, found):
+            return dg.SkipReason(f"{path} has not changed")
+        read_constitution(path)  # what is half written or wrong is not relabelled with
+    except IngestError as error:
+        return dg.SkipReason(f"the constitution cannot be used: {error}")
+    busy = another_relabel(context.instance, storage)
+    if busy:
+        return dg.SkipReason(f"{path} has changed, but {busy}; asked again at the next look")
+    return dg.SensorResult([dg.RunRequest(tags={CONSTITUTION_TAG: found})], cursor=found)
+
+
+@dg.sensor(
+    job=retrain,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    minimum_interval_seconds=60,
+    description="Asks for training when a relabel flipped a larger share of labels than relabel.retrain_flipped_share, "
+    "once per label_changes, and never on a preference set that failed an audit.",
+)
+def labels_flipped(context: dg.SensorEvaluationContext, storage: Storage) -> dg.SensorResult | dg.SkipReason:
+    """The cursor is the snapshot of label_changes that was decided about last. A gate that fails decides nothing:
+    where other limits, or a re-judging, let the set pass, training is asked for then."""
+    warehouse = storage.warehouse()
+    changes, labels = warehouse.current("label_changes"), warehouse.current("harmlessness_preferences")
+    if changes is None or labels is None:
+        return dg.SkipReason("nothing was relabelled yet")
+    if changes.snapshot_id == context.cursor:
+        return dg.SkipReason("nothing was relabelled since")
+    if changes.inputs["harmlessness_preferences"] != labels.snapshot_id:
+        return dg.SkipReason("label_changes tells of an earlier preference set: materialize it")
+    flipped, count, share = (changes.metrics[name] for name in ("flipped", "labels", "flipped_share"))
+    told = f"{flipped} of {count} labels flipped ({share:.1%}, limit {PROFILE.relabel.retrain_flipped_share:.1%})"
+    if share <= PROFILE.relabel.retrain_flipped_share:
+        return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=changes.snapshot_id)
+    trained = warehouse.current("reward_model")
+    if trained is not None and trained.inputs["harmlessness_preferences"] == labels.snapshot_id:
+        reason = dg.SkipReason(f"{told}, and the reward model was trained on them already")
+        return dg.SensorResult(skip_reason=reason, cursor=changes.snapshot_id)
+    verdicts = under_limits(warehouse.rows("verdicts", labels.snapshot_id), PROFILE.audits)
+    failed = failed_audits(verdicts) or ("" if verdicts else "it was never audited")
+    if failed:
+        return dg.SkipReason(f"{told}, but the preference set failed its audits: {failed}")
+    context.log.info(told)
+    return dg.SensorResult([dg.RunRequest(tags={"rlaif/why": told})], cursor=changes.snapshot_id)
+
+
+def another_relabel(instance: dg.DagsterInstance, storage: Storage) -> str | None:
+    """Who relabels this home, or is about to; None where nobody does."""
+    return relabelling(storage.folder()) or next(iter(open_runs(instance, "relabel")), None)
+
+
+def _skipped(instance: dg.DagsterInstance, constitution: str) -> bool:
+    """Whether the last run for this content ended as skipped: the relabel that it met may have read an older one."""
+    runs = instance.get_runs(dg.RunsFilter(tags={CONSTITUTION_TAG: constitution}), limit=1)
+    return any(SKIPPED_TAG in run.tags for run in runs)

@@ -1,6 +1,7 @@
 """The `rlaif` command. Every verb reads its options, calls one function and prints; what happens belongs to others.
 
-Exit codes: 0 done, 1 it failed, 2 the options or settings are wrong, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 it failed, 2 the options or settings are wrong, 3 skipped because another run relabels this home,
+130 stopped by Ctrl-C.
 """
 
 import json
@@ -206,6 +207,11 @@ def plain_errors(debug: bool) -> Iterator[None]:
         err.print("stopped")
         raise typer.Exit(130) from None
     except Exception as error:
+        from rlaif_assets.pipeline import RunSkippedError
+
+        if isinstance(error, RunSkippedError):
+            _line(f"skipped: {error}")
+            raise typer.Exit(3) from None
         if debug:
             raise
         err.print(f"[bold red]error:[/] {escape(str(error) or type(error).__name__)}", soft_wrap=True)

@@ -36,8 +36,9 @@ def build_defs(resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     return dg.Definitions(
         assets=dg.load_assets_from_modules(STEPS),
         asset_checks=dg.load_asset_checks_from_modules([checks]),
-        jobs=[automation.rlaif_all, automation.relabel],
+        jobs=[automation.rlaif_all, automation.relabel, automation.retrain],
         schedules=[automation.weekly_relabel],
+        sensors=[automation.constitution_changed, automation.labels_flipped],
         resources={"storage": Storage(), "compute": Compute(), "tracking": Tracking(), **(resources or {})},
         executor=executor(os.environ.get("RLAIF_EXECUTOR")),
     )

@@ -89,7 +89,7 @@ def process_tags(run_id: str | None = None) -> dict[str, str]:
         pid = parent.pid
     tags = {
         HOST_TAG: socket.gethostname(),
-        BOOT_TAG: _boot_id(),
+        BOOT_TAG: boot_id(),
         PID_TAG: str(pid),
         STARTED_TAG: f"{psutil.Process(pid).create_time():.2f}",
     }
@@ -123,7 +123,7 @@ def mark_dead_runs(instance: "DagsterInstance") -> Findings:
     failed: list[str] = []
     left: list[str] = []
     for run in instance.get_runs(dg.RunsFilter(statuses=open_statuses)):
-        why = _why_dead(run) if _own_tags(run) else _why_never_begun(instance, run)
+        why = _why_not_alive(instance, run)
         if why is None:
             left.append(_told(run))
         else:
@@ -137,6 +137,20 @@ def slot_holders(instance: "DagsterInstance", pool: str) -> list[str]:
     slots = instance.event_log_storage.get_concurrency_info(pool).claimed_slots
     runs = [instance.get_run_by_id(run_id) for run_id in sorted({slot.run_id for slot in slots})]
     return [_told(run) for run in runs if run is not None]
+
+
+def open_runs(instance: "DagsterInstance", job: str) -> list[str]:
+    """The runs of this job that are waiting or at work, each a sentence as in `Findings.left`; dead ones are not."""
+    import dagster as dg
+
+    statuses = [
+        dg.DagsterRunStatus.QUEUED,
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]
+    runs = instance.get_runs(dg.RunsFilter(job_name=job, statuses=statuses))
+    return [_told(run) for run in runs if _why_not_alive(instance, run) is None]
 
 
 def _free_slots(instance: "DagsterInstance") -> list[str]:
@@ -157,12 +171,16 @@ def _free_slots(instance: "DagsterInstance") -> list[str]:
     return freed
 
 
+def _why_not_alive(instance: "DagsterInstance", run: "DagsterRun") -> str | None:
+    return _why_dead(run) if _own_tags(run) else _why_never_begun(instance, run)
+
+
 def _why_dead(run: "DagsterRun") -> str | None:
     """Why no process works on the run any more; None where one does, or where it cannot be told from here."""
     tags = run.tags
     if tags.get(HOST_TAG) != socket.gethostname():
         return None
-    if tags.get(BOOT_TAG) != _boot_id():
+    if tags.get(BOOT_TAG) != boot_id():
         return "the machine was started anew since"
     pid, started = int(tags[PID_TAG]), float(tags[STARTED_TAG])
     return _why_ended(pid, started - CLOCK_SECONDS, started + CLOCK_SECONDS)
@@ -228,7 +246,8 @@ def _whereabouts(run: "DagsterRun") -> str:
     return f"is alive in process {pid}"
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Names this start of the machine: a process number means nothing after another one."""
     import psutil
 
     path = Path("/proc/sys/kernel/random/boot_id")

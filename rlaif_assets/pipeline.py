@@ -28,6 +28,10 @@ class RunError(RuntimeError):
     """A run failed. The message names the assets and why."""
 
 
+class RunSkippedError(RuntimeError):
+    """A run left out what another run is making. The message names that one."""
+
+
 def rlaif_all() -> "JobDefinition":
     """The job, for processes that load it by this function's name."""
     from rlaif_assets.definitions import defs
@@ -56,13 +60,18 @@ def run_pipeline(
     `select` and `force` are names or Dagster selections separated by commas (`ppo_policy`, `+reward_model`,
     `group:"step_1"`). Forced assets are made again even where nothing changed. `show` is given one line per asset, and
     one when an asset waits for a pool that another run holds. Raises SettingsError for an unknown asset and for a
-    forced one that is not selected, and RunError when an asset fails; KeyboardInterrupt cancels the run.
+    forced one that is not selected, RunError when an asset fails, and RunSkippedError when another run relabels this
+    home: before this one begins where it is to do nothing else, for otherwise it would wait for the other one, or at
+    its end. KeyboardInterrupt cancels the run.
     """
     import dagster as dg
     from dagster._core.execution.api import execute_run
 
     from rlaif_assets.assets.configuration import run_config
-    from rlaif_assets.instance import process_tags, slot_holders
+    from rlaif_assets.assets.recording import SKIPPED_TAG
+    from rlaif_assets.automation import RELABELLED
+    from rlaif_assets.instance import home_folder, process_tags, slot_holders
+    from rlaif_assets.relabel_lock import relabelling
 
     if not debug:
         warnings.simplefilter("ignore")
@@ -76,6 +85,10 @@ def run_pipeline(
             f"--force {force} would make {', '.join(unselected)} again, which --select {select} leaves out: "
             "select them too, or do not force them"
         )
+    if names and "harmlessness_preferences" in names and set(names) <= set(RELABELLED):
+        busy = relabelling(home_folder())
+        if busy:
+            raise RunSkippedError(busy)
     config = run_config(profile, names or materializable(job)) | {
         "loggers": {"console": {"config": {"log_level": _level(debug)}}}
     }
@@ -95,6 +108,9 @@ def run_pipeline(
         if ended is not None and ended.status == dg.DagsterRunStatus.CANCELED:
             raise KeyboardInterrupt
         raise RunError(failed_steps(result.all_events) or f"run {run.run_id} failed before its first asset")
+    ended = instance.get_run_by_id(run.run_id)
+    if ended is not None and SKIPPED_TAG in ended.tags:
+        raise RunSkippedError(f"{ended.tags[SKIPPED_TAG]}; what is made of it was left out too")
     return run.run_id
 
 

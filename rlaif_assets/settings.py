@@ -11,6 +11,7 @@ from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -157,6 +158,33 @@ class AuditsSettings(Settings):
     max_flip_rate: float = Field(default=0.5, ge=0, le=1)
 
 
+class RelabelSettings(Settings):
+    """When a preference set is made anew by itself. None of it decides what the labels are."""
+
+    cron: str = Field(
+        default="0 3 * * 1", pattern=r"^\S+( +\S+){4}$", description="weekly_relabel: minute hour day month weekday"
+    )
+    time_zone: str = Field(default="UTC", description="of the cron: a name as Europe/Berlin")
+    overdue_after_days: float = Field(
+        default=8.0, ge=0.001, description="an older preference set is shown as overdue in the UI"
+    )
+    retrain_flipped_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="labels_flipped asks for training above this share of labels",
+    )
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError("not a time zone that this machine knows: write a name as UTC or Europe/Berlin") from error
+        return name
+
+
 class PmpCheckpointSettings(Settings):
     epochs: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=1e-5, ge=0)
@@ -233,7 +261,7 @@ class TrackingSettings(Settings):
 
 
 class Profile(Settings):
-    """All stages. Named as their assets, except `constitution` (read by two assets), `audits` and the last two."""
+    """All stages. Named as their assets, except `constitution` (two assets'), `audits`, `relabel` and the last two."""
 
     constitution: ConstitutionSettings = ConstitutionSettings()
     red_team_prompts: RedTeamPromptsSettings = RedTeamPromptsSettings()
@@ -249,6 +277,7 @@ class Profile(Settings):
     harmlessness_preferences: HarmlessnessPreferencesSettings = HarmlessnessPreferencesSettings()
     label_changes: LabelChangesSettings = LabelChangesSettings()
     audits: AuditsSettings = AuditsSettings()
+    relabel: RelabelSettings = RelabelSettings()
     pmp_checkpoint: PmpCheckpointSettings = PmpCheckpointSettings()
     reward_model: RewardModelSettings = RewardModelSettings()
     ppo_policy: PpoPolicySettings = PpoPolicySettings()

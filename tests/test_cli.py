@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from rlaif_assets.cli import app
 from rlaif_assets.instance import BOOT_TAG, HOST_TAG, PID_TAG, prepare_home
 from rlaif_assets.pipeline import FORCE_TAG, REPOSITORY, REPOSITORY_TAG
+from rlaif_assets.relabel_lock import relabel_lock
 from tests.evaluation.rows import fill
 from tests.homes import start_command
 from tests.test_doctor import holder, wait_for
@@ -126,6 +127,16 @@ def test_a_run_that_waits_for_a_pool_says_which_run_holds_it(home: Path, tmp_pat
         for process in (waiting, holding):
             process.kill()
             process.communicate()
+
+
+def test_a_relabel_beside_another_one_is_skipped_and_names_it(home: Path):
+    with relabel_lock(home, "0123456789abcdef", print):
+        result = rlaif("run", "--select", "feedback_model,harmlessness_preferences")
+    assert result.exit_code == 3
+    assert f"skipped: run 01234567 in process {os.getpid()} on " in result.output
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert instance.get_runs() == []
+    assert not (home / "warehouse.duckdb").exists()
 
 
 def test_debug_shows_the_traceback():

@@ -1,6 +1,7 @@
 """The graph as it is promised: assets, what they read, how they are shown; and what an asset body may look like."""
 
 import ast
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -9,6 +10,7 @@ import pytest
 from rlaif_assets.assets import recording
 from rlaif_assets.assets.configuration import CONFIGS
 from rlaif_assets.definitions import defs
+from rlaif_assets.settings import load_profile
 
 SOURCES = {
     "critique_constitution": {"yaml", "duckdb"},
@@ -126,6 +128,18 @@ def test_the_gate_blocks_and_the_schedule_sleeps() -> None:
     assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
     assert schedule.job_name == "relabel"
     assert defs.resolve_job_def("rlaif_all").tags["rlaif/exclusive"] == "true"
+
+
+def test_the_sensors_start_the_jobs_that_they_are_named_for() -> None:
+    jobs = {sensor.name: sensor.job_name for sensor in defs.sensors or ()}
+    assert jobs == {"constitution_changed": "relabel", "labels_flipped": "retrain"}
+
+
+def test_an_old_preference_set_is_overdue_and_nothing_else_is() -> None:
+    policies = {spec.key.to_user_string(): spec.freshness_policy for spec in defs.resolve_all_asset_specs()}
+    window = timedelta(days=load_profile().relabel.overdue_after_days)
+    assert policies.pop("harmlessness_preferences") == dg.FreshnessPolicy.time_window(fail_window=window)
+    assert set(policies.values()) == {None}
 
 
 @pytest.mark.parametrize("path", STEP_FILES, ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
 FORCE_TAG = "rlaif/force"
+SKIPPED_TAG = "rlaif/skipped"  # on a run that left something out, with the reason
 PREVIEW_ROWS = 10
 PREVIEW_CHARACTERS = 200
 NO_OPTIONS: Mapping[str, Any] = {}
@@ -175,12 +176,14 @@ class Stage:
         identity: Callable[[], Mapping[str, Any]] | None = None,
         registered: str | None = None,
         shown: Callable[["SnapshotRecord"], Mapping[str, str]] = lambda record: {},
+        guard: AbstractContextManager[None] | None = None,
     ) -> dg.MaterializeResult:
         """Reuses the newest snapshot of this stage's key, unless forced, or works and records under an MLflow run.
 
         `identity` gives what decides the result, by default the config. `registered` names the MLflow registry's model
-        that the weights become a version of. `shown` gives markdown by name, made of the stored snapshot.
-        Raises Failure, without retries, for the user's errors.
+        that the weights become a version of. `shown` gives markdown by name, made of the stored snapshot. `guard` is
+        entered before the work, not where a snapshot is reused, and left when the new one is stored; what it raises
+        comes out as it is. Raises Failure, without retries, for the user's errors.
         """
         with user_errors():
             key = self._key(identity() if identity else self.config.model_dump())
@@ -188,21 +191,32 @@ class Stage:
             if found is not None:
                 self._finish_tracking(found, registered)
                 return self._result(found, reused=True, markdown=shown(found))
-            self._start_run()
-            try:
-                started = time.monotonic()
-                product = work()
-                record, _ = self._publish(key, product, time.monotonic() - started)
-                self._track(record, product, registered)
-            except BaseException:
-                self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FAILED"))
-                for folder in self._work_folders:
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
-            finally:
-                self.progress.close()
-            self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
-            return self._result(record, reused=False, pictures=product.pictures, markdown=shown(record))
+            with guard or nullcontext():
+                record, product = self._make(key, work, registered)
+                return self._result(record, reused=False, pictures=product.pictures, markdown=shown(record))
+
+    def _make(self, key: str, work: Callable[[], Product], registered: str | None) -> "tuple[SnapshotRecord, Product]":
+        self._start_run()
+        try:
+            started = time.monotonic()
+            product = work()
+            record, _ = self._publish(key, product, time.monotonic() - started)
+            self._track(record, product, registered)
+        except BaseException:
+            self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FAILED"))
+            for folder in self._work_folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            self.progress.close()
+        self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
+        return record, product
+
+    def skip(self, why: str) -> None:
+        """Says in the log and on the run why this asset is left out. Its body then yields nothing, and Dagster skips
+        what is made of it."""
+        self.context.log.warning(f"{self.asset} is skipped: {why}")
+        self.context.instance.add_run_tags(self.context.run.run_id, {SKIPPED_TAG: f"{self.asset}: {why}"})
 
     def record_source(self, read: Callable[[], Product]) -> dg.MaterializeResult:
         """Reads a source, always; equal content under equal settings is the snapshot that is there already.

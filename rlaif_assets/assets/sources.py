@@ -4,6 +4,7 @@ Reading and splitting belong to `ingest`, the embedded default to `pocket`.
 """
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rlaif_assets.assets.configuration import (
 )
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
 from rlaif_assets.records import CommunityPair, Comparison, CritiquePrinciple, HumanVerdict, JudgingPrinciple, Prompt
+from rlaif_assets.relabel_lock import RELABEL_TAGS, relabelling
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import BaseModelSettings, ConstitutionSettings
 
@@ -60,6 +62,7 @@ def critique_constitution(
     kinds={"yaml", "duckdb"},
     code_version="2",
     metadata=table_metadata("judging_principles", JudgingPrinciple),
+    output_required=False,
 )
 def judging_constitution(
     context: dg.AssetExecutionContext,
@@ -67,10 +70,17 @@ def judging_constitution(
     storage: Storage,
     compute: Compute,
     tracking: Tracking,
-) -> dg.MaterializeResult:
-    """The principles and examples by which the feedback model chooses; changing one does not touch step 1."""
+) -> Iterator[dg.MaterializeResult]:
+    """The principles and examples by which the feedback model chooses; changing one does not touch step 1.
+
+    A relabel that finds another one at work ends here: `harmlessness_preferences` would wait for it in the pool.
+    """
     stage = Stage(context, config, storage, compute, tracking)
-    return stage.record_source(lambda: read_judging_constitution(config))
+    busy = relabelling(stage.home) if RELABEL_TAGS.items() <= context.run.tags.items() else None
+    if busy:
+        stage.skip(busy)
+    else:
+        yield stage.record_source(lambda: read_judging_constitution(config))
 
 
 def read_judging_constitution(config: ConstitutionSettings) -> Product:

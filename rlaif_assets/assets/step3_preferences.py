@@ -1,5 +1,7 @@
 """Step 3: response pairs from SL-CAI, and the feedback model's soft labels on them. How belongs to `feedback`."""
 
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -21,7 +23,8 @@ from rlaif_assets.records import (
     LabelChange,
     Pair,
 )
-from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.relabel_lock import RelabelHeldError, relabel_lock
+from rlaif_assets.resources import PROFILE, Compute, Storage, Tracking
 
 if TYPE_CHECKING:
     from rlaif_assets.feedback.changes import Labelled
@@ -68,6 +71,8 @@ def response_pairs(
     pool="gpu",
     code_version="3",
     metadata=table_metadata("labels", Label),
+    output_required=False,
+    freshness_policy=dg.FreshnessPolicy.time_window(timedelta(days=PROFILE.relabel.overdue_after_days)),
 )
 def harmlessness_preferences(
     context: dg.AssetExecutionContext,
@@ -75,10 +80,10 @@ def harmlessness_preferences(
     storage: Storage,
     compute: Compute,
     tracking: Tracking,
-) -> dg.MaterializeResult:
+) -> Iterator[dg.MaterializeResult]:
     """Soft labels: how probably response A is the better one, by the feedback model or a person; and their audits.
 
-    Only what was never judged before is judged.
+    Only what was never judged before is judged. Skipped where another run is at it.
     """
     config = with_as_of(config)
     stage = Stage(context, config, storage, compute, tracking)
@@ -105,7 +110,11 @@ def harmlessness_preferences(
         tables = {"labels": made.labels, "verdicts": verdicts}
         return Product(tables, made.rejections, metrics=made.metrics, tokens=made.metrics["judging"]["tokens"])
 
-    return stage.record(work, lambda: labels_identity(config))
+    lock = relabel_lock(stage.home, context.run.run_id, context.log.warning)
+    try:
+        yield stage.record(work, lambda: labels_identity(config), guard=lock)
+    except RelabelHeldError as held:
+        stage.skip(str(held))
 
 
 def with_as_of(config: HarmlessnessPreferencesConfig) -> HarmlessnessPreferencesConfig:

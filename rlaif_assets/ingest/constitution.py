@@ -15,6 +15,7 @@ examples name no principle: the i-th takes the i-th judging principle, and the b
 other one. Ids hash the principle's text, not its name.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ import yaml
 
 from rlaif_assets.ingest.conversations import checked
 from rlaif_assets.ingest.errors import IngestError, RowError
-from rlaif_assets.ingest.files import read_text
+from rlaif_assets.ingest.files import open_source, read_text
 from rlaif_assets.records import (
     CritiqueConstitution,
     CritiqueExample,
@@ -36,7 +37,7 @@ from rlaif_assets.records import (
     JudgingPrinciple,
 )
 from rlaif_assets.settings import StrictLoader, nearest
-from rlaif_assets.store.fingerprint import row_id
+from rlaif_assets.store.fingerprint import canonical_json, row_id, sha256_text
 
 SECTIONS = ("critique", "judging", "critique_examples", "judging_examples")
 CRITIQUE_FIELDS = ("name", "critique_request", "revision_request")
@@ -67,6 +68,27 @@ def read_constitution(path: str) -> tuple[CritiqueConstitution, JudgingConstitut
     if isinstance(value, dict) and "constitutions" in value:
         value = _llm_swarm_layout(value, path)
     return _build(value, path)
+
+
+def constitution_fingerprint(path: str) -> str:
+    """64 hex digits that change when a byte of what `read_constitution` reads does. Nothing is parsed.
+
+    Raises IngestError where nothing can be read.
+    """
+    if path == "default":
+        return sha256_text((resources.files("rlaif_assets") / "constitutions" / "default.yaml").read_text("utf-8"))
+    names = (CRITIQUE_FILE, JUDGING_FILE, CRITIQUE_SHOTS_FILE, JUDGING_SHOTS_FILE)
+    folder = [found for name in names if (found := Path(path) / name).is_file()]
+    if Path(path).is_dir() and not folder:
+        raise IngestError(f"{path}: no {JUDGING_FILE}; a constitution folder holds {CRITIQUE_FILE} and {JUDGING_FILE}")
+    hashes: list[list[str]] = []
+    for file in folder or [Path(path)]:
+        try:
+            with open_source(str(file)) as stream:
+                hashes.append([file.name, hashlib.sha256(stream.read()).hexdigest()])
+        except OSError as error:
+            raise IngestError(f"{file}: cannot be read: {error}") from error
+    return sha256_text(canonical_json(hashes))
 
 
 def _build(value: Any, where: str) -> tuple[CritiqueConstitution, JudgingConstitution]:
