@@ -10,6 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,7 +73,8 @@ class JudgementStore:
             temporary.rename(temporary.with_suffix(".parquet"))
             _sync_folder(self.folder)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             raise StoreError(f"{self.folder}: a batch of judgements cannot be written: {error}") from error
         self._written += 1
         if self._written % MAX_PARTS == 0:
