@@ -57,7 +57,7 @@ def critique_constitution(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"yaml", "duckdb"},
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("judging_principles", JudgingPrinciple),
 )
 def judging_constitution(

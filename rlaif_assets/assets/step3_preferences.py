@@ -1,10 +1,12 @@
 """Step 3: response pairs from SL-CAI, and the feedback model's soft labels on them. How belongs to `feedback`."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, ResponsePairsConfig, without_limits
+from rlaif_assets.assets.auditing import audited, audited_identity, show_passport
+from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, ResponsePairsConfig
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
 from rlaif_assets.records import JudgingConstitution, JudgingExample, JudgingPrinciple, Label, Pair
 from rlaif_assets.resources import Compute, Storage, Tracking
@@ -50,7 +52,7 @@ def response_pairs(
     owners=["team:alignment"],
     kinds={"duckdb", "huggingface"},
     pool="gpu",
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("labels", Label),
 )
 def harmlessness_preferences(
@@ -64,7 +66,6 @@ def harmlessness_preferences(
     stage = Stage(context, config, storage, compute, tracking)
 
     def work() -> Product:
-        from rlaif_assets.feedback.audits import audit
         from rlaif_assets.feedback.judging import judge_pairs
         from rlaif_assets.feedback.labels import make_labels
         from rlaif_assets.training.examples import prompts_by_id
@@ -75,11 +76,14 @@ def harmlessness_preferences(
         pairs, judge = stage.rows(Pair, "response_pairs", "pairs"), judge_of(stage)
         judgements, rejected = judge_pairs(judge, constitution, prompts, pairs, config, stage.progress)
         labels = make_labels(judgements)
-        verdicts = audit(labels, judgements, config.audits())
-        tables = {"labels": labels, "judgements": judgements, "verdicts": verdicts}
-        return Product(tables, rejected, tokens=sum(row.tokens_in for row in judgements))
+        audits = audited(stage, config, judge, constitution, prompts, pairs, labels, judgements)
+        tables = {"labels": labels, "judgements": judgements, **audits.tables}
+        tokens = sum(row.tokens_in for row in judgements)
+        return replace(audits, tables=tables, rejected=[*rejected, *audits.rejected], tokens=tokens)
 
-    return stage.record(work, lambda: without_limits(config))
+    result = stage.record(work, lambda: audited_identity(config))
+    show_passport(stage)
+    return result
 
 
 def judge_of(stage: Stage) -> "Judge":
