@@ -83,16 +83,16 @@ def audit_table(report: Mapping[str, Any]) -> RenderableType:
     table = Table(
         title=f"Audit of judge {report['judge'][:12]} on {report['pairs']['judged']} pairs", title_style="bold"
     )
-    for name in ("audit", "result", "measured", "of what"):
+    for name in ("audit", "result", "value", "limit", "of what"):
         table.add_column(name, overflow="fold")
     for row in report["audits"]:
-        asked = row["count"] is not None
         result = "passed" if row["passed"] else "stops training" if row["blocks"] else "warning"
         style = "" if row["passed"] else "bold red" if row["blocks"] else "yellow"
-        cells = (row["audit"], result if asked else "not asked", measured(row) if asked else "", row["note"])
-        table.add_row(*(Text(cell, style=style) for cell in cells))
-    failed = [row["audit"] for row in report["audits"] if not row["passed"]]
-    advice = [Text(f"{name}: {RULES[name].advice}.") for name in failed]
+        value = "none" if row["value"] is None else f"{row['value']:.4g}"
+        asked = (result, value, f"{row['threshold']:.4g}") if row["count"] is not None else ("not asked", "", "")
+        table.add_row(*(Text(cell, style=style) for cell in (row["audit"], *asked, row["note"])))
+    failed = [row for row in report["audits"] if not row["passed"]]
+    advice = [Text(f"{row['audit']} ({measured(row)}): {RULES[row['audit']].advice}.") for row in failed]
     counts = report["pairs"]
     told = (
         f"{counts['read']} rows read, {counts['refused']} refused; {counts['judged']} of {counts['pairs']} pairs judged"
