@@ -1,34 +1,99 @@
-"""Checks on the assets: the blocking gate before training, and warnings. What is audited belongs to `feedback.audits`.
+"""Checks on the assets: one per audit of the preference set, and a warning on the reward model.
 
-A blocking check stops its own run alone; `reward_model` refuses failed audits in any later run too (`Stage`).
+What is audited belongs to `feedback.audits`, limits and advice to `feedback.limits`. A blocking check stops its own run
+alone; `reward_model` refuses failed audits in any later run too (`Stage`).
 """
+
+import base64
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from rlaif_assets.assets.configuration import AuditsCheckConfig
-from rlaif_assets.assets.recording import user_errors
-from rlaif_assets.feedback.limits import ADVICE, failed_audits, under_limits
+from rlaif_assets.assets.configuration import AUDITS_CHECK, AuditsCheckConfig
+from rlaif_assets.assets.recording import PASSPORT, user_errors
+from rlaif_assets.feedback.limits import ADVICE, RULES, Rule, measured, setting, under_limits
 from rlaif_assets.resources import Storage
+from rlaif_assets.settings import AuditsSettings
+
+if TYPE_CHECKING:
+    from rlaif_assets.store.warehouse import SnapshotRecord
+
+AUDITED = "harmlessness_preferences"
 
 
-@dg.asset_check(asset="harmlessness_preferences", blocking=True)
-def audits(context: dg.AssetCheckExecutionContext, config: AuditsCheckConfig, storage: Storage) -> dg.AssetCheckResult:
-    """All audits of the current preference set passed. With audits.enforce=false a failure is a warning."""
+def _description(rule: Rule) -> str:
+    if rule.blocks == "always":
+        what = "Stops training."
+    elif rule.blocks_from is not None:
+        what = f"Stops training from audits.{rule.blocks_from} rows on, else warns."
+    elif rule.blocks_past is not None:
+        what = f"Warns; stops training past audits.{rule.blocks_past}."
+    else:
+        what = "Warns."
+    return f"{rule.shows} {what}"
+
+
+@dg.multi_asset_check(
+    name=AUDITS_CHECK,
+    specs=[
+        dg.AssetCheckSpec(name, asset=AUDITED, description=_description(rule), blocking=rule.may_block)
+        for name, rule in RULES.items()
+    ],
+    can_subset=True,
+)
+def audits(
+    context: dg.AssetCheckExecutionContext, config: AuditsCheckConfig, storage: Storage
+) -> Iterator[dg.AssetCheckResult]:
+    """The audits of the current preference set under the current limits; with audits.enforce=false all of them warn."""
     with user_errors():
         warehouse = storage.warehouse()
-        snapshot = warehouse.current("harmlessness_preferences")
-        verdicts = under_limits(warehouse.rows("verdicts", snapshot.snapshot_id) if snapshot else [], config.audits())
-    failed = failed_audits(verdicts)
-    told = f"{failed}. {ADVICE}" if failed and config.audits_enforce else failed
+        snapshot = warehouse.current(AUDITED)
+        stored = warehouse.rows("verdicts", snapshot.snapshot_id) if snapshot else []
+        verdicts = {row["audit"]: row for row in under_limits(stored, config.audits())}
+    for key in context.op_execution_context.selected_asset_check_keys:
+        yield _result(key.name, verdicts.get(key.name), config.audits(), snapshot)
+
+
+def _result(
+    name: str,
+    row: Mapping[str, Any] | None,
+    settings: AuditsSettings,
+    snapshot: "SnapshotRecord | None",
+) -> dg.AssetCheckResult:
+    if row is None or snapshot is None:
+        return dg.AssetCheckResult(passed=False, asset_key=AUDITED, check_name=name, description="never audited")
+    stops, advice = row["blocks"] and settings.enforce, RULES[name].advice
+    told = row["note"] if row["count"] is None else f"{measured(row)}: {row['note']}"
+    if not row["passed"]:
+        told += f". What to do: {advice}." + (f" {ADVICE}" if stops else "")
+    metadata = {
+        "value": row["value"],
+        "threshold": row["threshold"],
+        "setting": f"audits.{setting(row)}" if setting(row) else "fixed",
+        "rows": row["count"],
+        "what to do": advice,
+        "snapshot_id": snapshot.snapshot_id,
+        "passport_id": snapshot.metrics.get(PASSPORT, {}).get("passport_id"),
+    }
+    if name == "calibration" and row["value"] is not None:
+        metadata["reliability"] = _reliability(snapshot)
     return dg.AssetCheckResult(
-        passed=bool(verdicts) and not failed,
-        severity=dg.AssetCheckSeverity.ERROR if config.audits_enforce else dg.AssetCheckSeverity.WARN,
-        description=told or ("passed" if verdicts else "never audited"),
-        metadata={
-            "snapshot_id": snapshot.snapshot_id if snapshot else "none",
-            "verdicts": dg.MetadataValue.json(verdicts),
-        },
+        passed=row["passed"],
+        asset_key=AUDITED,
+        check_name=name,
+        severity=dg.AssetCheckSeverity.ERROR if stops else dg.AssetCheckSeverity.WARN,
+        description=told,
+        metadata={key: value for key, value in metadata.items() if value is not None},
     )
+
+
+def _reliability(snapshot: "SnapshotRecord") -> dg.MetadataValue:
+    from rlaif_assets.evaluation.pictures import reliability_picture
+
+    bins = snapshot.metrics[PASSPORT]["reference"]["reliability"]
+    image = base64.b64encode(reliability_picture({"people": bins})).decode()
+    return dg.MetadataValue.md(f"![reliability](data:image/png;base64,{image})")
 
 
 @dg.asset_check(asset="reward_model")

@@ -144,6 +144,48 @@ def report(
 
 
 @app.command()
+def audit(
+    pairs: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Pairs that people labelled: chosen/rejected, or input, output_1, output_2, label."
+        ),
+    ],
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="'pocket', a folder, or a hub id with @COMMIT; default the profile's."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Read at most so many rows.")] = None,
+    profile: ProfileName = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Judge pairs that people labelled and print the audits; exit code 1 where one that stops training failed."""
+    with plain_errors(debug):
+        from rlaif_assets.feedback.file_audit import audit_pairs, audit_table, open_judge
+        from rlaif_assets.feedback.generation import silent
+        from rlaif_assets.ingest.constitution import read_constitution
+        from rlaif_assets.ingest.labelled_pairs import read_labelled_pairs
+        from rlaif_assets.settings import FeedbackModelSettings, apply_overrides, load_profile
+
+        settings = apply_overrides(load_profile(profile), overrides or [])
+        comparisons, refused = read_labelled_pairs(pairs, limit)
+        _, constitution = read_constitution(settings.constitution.path)
+        source, _, revision = (judge or "").partition("@")
+        named = FeedbackModelSettings(source=source, revision=revision or None) if judge else settings.feedback_model
+        opened, model = open_judge(named, settings.compute)
+        judging = settings.harmlessness_preferences
+        found = audit_pairs(opened, model, constitution, comparisons, refused, judging, settings.audits, silent)
+        if as_json:
+            print(json.dumps(found, indent=2))
+        else:
+            out.print(audit_table(found))
+        if settings.audits.enforce and not found["passed"]:
+            raise typer.Exit(1)
+
+
+@app.command()
 def ui(
     profile: ProfileName = None,
     overrides: Overrides = None,

@@ -53,10 +53,13 @@ class CritiquePrinciple:
 
 @dataclass(frozen=True)
 class JudgingPrinciple:
+    """`counter` is the text of a principle that asks for the opposite, where the constitution declares one."""
+
     principle_id: str
     name: str
     text: str
     kind: str | None = None
+    counter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,22 @@ class LabelFlip:
     new_source: Literal["ai", "human"]
     old_p_a: float
     new_p_a: float
+
+
+@dataclass(frozen=True)
+class AuditProbe:
+    """A pair that an audit had judged again, otherwise: `other` is the p_a that came of it.
+
+    `p_a` is what it is compared with: the pair's label (texts_swap, other_principle), the label under the principle
+    (counter_principle), or what people said (agreement). Under exchanged texts `other` belongs to the response that was
+    B.
+    """
+
+    audit: str
+    pair_id: str
+    principle_id: str
+    p_a: float
+    other: float
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ def _planned(warehouse: "Warehouse", store: "JudgementStore", profile: Profile) 
     """The judge's fingerprint and the counts of `relabelling.Plan`."""
     from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, config_values
     from rlaif_assets.assets.recording import as_records, code_version
-    from rlaif_assets.assets.step3_preferences import harmlessness_preferences, labels_identity, with_as_of
+    from rlaif_assets.assets.auditing import audited_identity
+    from rlaif_assets.assets.step3_preferences import harmlessness_preferences, with_as_of
     from rlaif_assets.feedback.judging import judge_questions
     from rlaif_assets.feedback.relabelling import plan
     from rlaif_assets.records import JudgingConstitution, Pair, Prompt
@@ -76,7 +77,7 @@ def _planned(warehouse: "Warehouse", store: "JudgementStore", profile: Profile) 
     model_id, judge = _judge(warehouse, profile)
     config = with_as_of(HarmlessnessPreferencesConfig(**config_values(profile, LABELS, HarmlessnessPreferencesConfig)))
     inputs = {**current, "judging_constitution": constitution_id, "feedback_model": model_id}
-    key = snapshot_key(LABELS, inputs, labels_identity(config), code_version(harmlessness_preferences))
+    key = snapshot_key(LABELS, inputs, audited_identity(config), code_version(harmlessness_preferences))
     made = warehouse.find(LABELS, key)
     if made is not None:
         return judge, _all_reused(made)

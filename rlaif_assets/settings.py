@@ -150,12 +150,46 @@ class LabelChangesSettings(Settings):
 
 
 class AuditsSettings(Settings):
+    """What stops or warns about a preference set. The first three decide what is measured, the others what passes."""
+
+    probe_pairs: int = Field(default=64, ge=0, description="pairs that are judged again, swapped and by a counter")
+    reference: str | None = Field(
+        default=None, description="pairs labelled by people: 'pocket', chosen/rejected or input/output_1/output_2 rows"
+    )
+    reference_pairs: int = Field(default=400, ge=1, description="judge at most so many of them, drawn by hash")
     enforce: bool = Field(default=True, description="refuse to train on a preference set whose audits failed")
     min_pairs: int = Field(default=20, ge=0)
     min_mass: float = Field(
         default=0.5, ge=0, le=1, description="mean probability that the judge puts on the two letters"
     )
-    max_flip_rate: float = Field(default=0.5, ge=0, le=1)
+    max_flip_rate: float = Field(default=0.4, ge=0, le=1, description="a judge that answers by chance has 0.5")
+    max_unswapped: float = Field(
+        default=0.1, ge=0, le=1, description="share of labels that stay when the two texts are exchanged"
+    )
+    min_turned: float = Field(
+        default=0.6, ge=0, le=1, description="share of labels that turn under the counter-principle; chance has 0.5"
+    )
+    min_principle_shift: float = Field(
+        default=0.01, ge=0, le=1, description="mean |change of p_a| under another principle, where none has a counter"
+    )
+    min_reference: int = Field(default=200, ge=1, description="labelled pairs from which agreement blocks")
+    min_margin: float = Field(
+        default=0.0,
+        ge=-1,
+        le=1,
+        description="agreement with people less that of the better length rule, lower end of the 95% interval",
+    )
+    max_ece: float = Field(default=0.15, ge=0, le=1, description="expected calibration error; warns")
+    max_length_correlation: float = Field(default=0.3, ge=0, le=1, description="|rank correlation|; warns")
+    warn_undecided: float = Field(default=0.5, ge=0, le=1, description="share of labels within 0.45-0.55")
+    max_undecided: float = Field(default=0.9, ge=0, le=1, description="blocks above")
+    warn_rejected: float = Field(default=0.25, ge=0, le=1, description="share of drawn pairs that were refused")
+    max_rejected: float = Field(default=0.9, ge=0, le=1, description="blocks above")
+    warn_failed: float = Field(default=0.01, ge=0, le=1, description="share of pairs that the judge gave no label")
+    max_failed: float = Field(default=0.2, ge=0, le=1, description="blocks above")
+    accept_shared_ancestry: bool = Field(
+        default=False, description="the judge may be a model that the policy was made from"
+    )
 
 
 class RelabelSettings(Settings):

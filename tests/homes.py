@@ -39,6 +39,8 @@ SMALL = (
     "policy_evaluation.bootstrap=10",
     "compute.threads=1",
     "compute.device=cpu",
+    "audits.probe_pairs=8",
+    "audits.reference_pairs=16",
     "audits.enforce=false",  # a random model fails them
 )
 

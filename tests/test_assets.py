@@ -1,6 +1,7 @@
 """The whole graph at a very small size, on a tiny random model: what is recorded, reused, refused and read."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from rlaif_assets.assets import recording
 from rlaif_assets.assets.configuration import CONFIGS
 from rlaif_assets.assets.progress import make_progress
 from rlaif_assets.assets.recording import FORCE_TAG, numbers, preview
-from rlaif_assets.feedback.limits import AT_LEAST
+from rlaif_assets.feedback.limits import RULES, measured
 from rlaif_assets.pipeline import failed_steps
 from rlaif_assets.store.lineage import ancestry, verify
 from rlaif_assets.store.warehouse import Warehouse
@@ -130,16 +131,15 @@ def test_the_gate_holds_in_the_run_and_across_runs(home: Home) -> None:
     assert not stopped.success
     assert "reward_model" not in metadata(stopped)
     told = failed_steps(stopped.all_events)
-    assert told.startswith("harmlessness_preferences: check audits failed: ")
-    failed = [
-        row
-        for row in home.warehouse.rows("verdicts", home.ids()["harmlessness_preferences"])
-        if not row["passed"] and row["audit"] in AT_LEAST
-    ]
-    for row in failed:
-        limit = f"{row['threshold']:.6g} by audits.{AT_LEAST[row['audit']]}"
-        assert f"{row['audit']} ({row['value']:.6g}, limit {limit})" in told
-    assert failed and "--set audits.enforce=false" in told and len(told.splitlines()) == 1
+    verdicts = home.warehouse.rows("verdicts", home.ids()["harmlessness_preferences"])
+    failed = {row["audit"]: row for row in verdicts if row["blocks"] and not row["passed"]}
+    lines = {
+        line.split(" failed: ")[0].removeprefix("harmlessness_preferences: check "): line for line in told.splitlines()
+    }
+    assert lines.keys() == failed.keys() and "letter_mass" in failed
+    for name, line in lines.items():
+        assert f"{measured(failed[name])}: " in line and RULES[name].advice in line
+        assert "--set audits.enforce=false" in line
     alone = home.run(["reward_model"], "audits.enforce=true")
     assert not alone.success
     assert "refuses harmlessness_preferences" in failure(alone) and "audits.enforce=false" in failure(alone)
@@ -152,6 +152,44 @@ def test_other_limits_judge_and_train_nothing_anew_and_still_stop(home: Home) ->
     assert [found[name]["reused"] for name in chosen] == [True, True]
     stopped = home.run(["reward_model"], "audits.enforce=true", "audits.min_pairs=100000")
     assert "enough_pairs" in failure(stopped) and "limit 100000" in failure(stopped)
+
+
+def test_every_audit_is_a_check_with_its_number_and_what_to_do(home: Home) -> None:
+    result = home.run(["harmlessness_preferences"])
+    assert result.success  # enforcing is off: they warn
+    found = {row.check_name: row for row in result.get_asset_check_evaluations()}
+    verdicts = {row["audit"]: row for row in home.warehouse.rows("verdicts", home.ids()["harmlessness_preferences"])}
+    assert found.keys() == RULES.keys() == verdicts.keys()
+    for name, check in found.items():
+        shown = {key: value.value for key, value in check.metadata.items()}
+        assert (check.passed, shown.get("value")) == (verdicts[name]["passed"], verdicts[name]["value"])
+        assert shown["threshold"] == verdicts[name]["threshold"] and shown["what to do"] == RULES[name].advice
+        assert check.passed or RULES[name].advice in str(check.description)
+    assert verdicts["judge_in_ancestry"]["value"] == 1 and found["judge_in_ancestry"].passed  # the profile accepts it
+    assert verdicts["agreement"]["count"] > 0 and "data:image/png" in str(found["calibration"].metadata["reliability"])
+
+
+def test_the_passport_is_stored_shown_on_the_judge_and_named_by_the_reward_model(home: Home) -> None:
+    from mlflow import MlflowClient
+
+    record = home.warehouse.get(home.ids()["harmlessness_preferences"])
+    passport = record.metrics["passport"]
+    judge = home.warehouse.rows("external_models", home.ids()["feedback_model"])[0]
+    assert passport["judge"] == judge["fingerprint"] and passport["model"] == judge
+    assert [row["audit"] for row in passport["audits"]] == list(RULES) and passport["date"] and passport["template"]
+    assert "audits_probe_pairs" in passport["settings"] and "audits_max_ece" not in passport["settings"]
+    event = home.instance.fetch_observations(dg.AssetKey("feedback_model"), limit=1).records[0]
+    assert event.asset_observation is not None
+    shown = event.asset_observation.metadata
+    assert shown["passport_id"].value == passport["passport_id"] and shown["passport"].value == passport
+    model = home.warehouse.get(home.ids()["reward_model"])
+    assert model.metrics["passport"] == passport["passport_id"]
+    materialized = home.instance.get_latest_materialization_event(dg.AssetKey("reward_model"))
+    assert materialized is not None and materialized.asset_materialization is not None
+    assert materialized.asset_materialization.metadata["passport"].value == passport["passport_id"]
+    client = MlflowClient(tracking_uri=f"sqlite:///{home.folder / 'mlflow.db'}")
+    place = client.download_artifacts(str(record.mlflow_run_id), "passport.json", str(home.folder))
+    assert json.loads(Path(place).read_text()) == passport
 
 
 def test_an_input_made_from_older_rows_is_named(home: Home) -> None:

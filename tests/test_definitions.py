@@ -4,28 +4,32 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from rlaif_assets.assets.auditing import audited_identity
 from rlaif_assets.assets.configuration import (
     CONFIGS,
     HarmlessnessPreferencesConfig,
     RevisedResponsesConfig,
     RewardModelConfig,
     run_config,
+    without_limits,
 )
 from rlaif_assets.definitions import build_defs, defs, executor
 from rlaif_assets.resources import Compute, Storage
 from rlaif_assets.settings import (
     AuditsSettings,
+    HarmlessnessPreferencesSettings,
     RevisedResponsesSettings,
     SettingsError,
     apply_overrides,
     load_profile,
 )
 
-HEAVY = ("torch", "transformers", "trl", "datasets", "mlflow", "duckdb", "pyarrow", "matplotlib")
+HEAVY = ("torch", "transformers", "trl", "datasets", "mlflow", "duckdb", "pyarrow", "matplotlib", "scipy")
 LOAD = """
 import json, sys, time
 import dagster
@@ -95,8 +99,12 @@ def test_run_config_carries_overrides_and_the_audits() -> None:
     assert config["ops"]["critique_constitution"]["config"]["path"] == "mine.yaml"
     assert config["ops"]["harmlessness_preferences"]["config"]["audits_min_pairs"] == 7
     audits = {f"audits_{name}": value for name, value in profile.audits.model_dump().items()}
-    assert config["ops"]["harmlessness_preferences_audits"]["config"] == audits
-    assert audits.items() <= config["ops"]["reward_model"]["config"].items()
+    checked = config["ops"]["harmlessness_preferences_audits"]["config"]
+    measured = {"audits_probe_pairs", "audits_reference", "audits_reference_pairs"}
+    assert checked == {name: value for name, value in audits.items() if name not in measured}
+    assert checked.items() <= config["ops"]["reward_model"]["config"].items()
+    labelled = config["ops"]["harmlessness_preferences"]["config"]
+    assert labelled.items() >= {n: v for n, v in audits.items() if n != "audits_enforce"}.items()
     assert config["ops"]["reward_model"]["config"]["audits_enforce"] is False
     assert config["ops"]["ppo_policy"]["config"]["seed"] == 5
     assert dg.validate_run_config(defs.resolve_job_def("rlaif_all"), config)
@@ -111,9 +119,36 @@ def test_run_config_of_a_selection_holds_nothing_else() -> None:
         run_config(profile, ["ppo_polic"])
 
 
-def test_audit_limits_reach_the_audits_and_enforcing_is_not_part_of_the_labels() -> None:
+def test_audit_limits_reach_the_audits() -> None:
     config = HarmlessnessPreferencesConfig(audits_min_pairs=3, audits_min_mass=0.25, audits_max_flip_rate=0.75)
-    assert config.audits() == AuditsSettings(min_pairs=3, min_mass=0.25, max_flip_rate=0.75)
+    changed = {"min_pairs": 3, "min_mass": 0.25, "max_flip_rate": 0.75}
+    assert config.audits() == load_profile().audits.model_copy(update=changed)
+    assert {f"audits_{name}" for name in AuditsSettings.model_fields} == (
+        HarmlessnessPreferencesConfig.model_fields.keys() | {"audits_enforce"}
+    ) - HarmlessnessPreferencesSettings.model_fields.keys()
+
+
+def test_limits_are_in_no_key_and_what_is_measured_is() -> None:
+    base = without_limits(HarmlessnessPreferencesConfig())
+    assert without_limits(HarmlessnessPreferencesConfig(audits_max_ece=0.7, audits_max_failed=0.7)) == base
+    assert without_limits(HarmlessnessPreferencesConfig(audits_probe_pairs=7)) != base
+
+
+def test_a_file_of_peoples_labels_counts_by_its_content(tmp_path: Path) -> None:
+    here, there = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path in (here, there):
+        path.write_text("{}")
+
+    def identity() -> dict:
+        return audited_identity(HarmlessnessPreferencesConfig(audits_reference=str(here)))
+
+    first = identity()
+    assert first == audited_identity(HarmlessnessPreferencesConfig(audits_reference=str(there)))
+    here.write_text("[]")
+    assert identity() != first
+
+
+def test_enforcing_is_not_part_of_the_labels() -> None:
     assert "audits_enforce" not in HarmlessnessPreferencesConfig.model_fields
     assert "audits_enforce" in RewardModelConfig.model_fields
 

@@ -10,6 +10,7 @@ import pytest
 from rlaif_assets.assets import recording
 from rlaif_assets.assets.configuration import CONFIGS
 from rlaif_assets.definitions import defs
+from rlaif_assets.feedback.limits import RULES
 from rlaif_assets.settings import load_profile
 
 SOURCES = {
@@ -122,8 +123,11 @@ def test_tables_show_their_columns() -> None:
 
 def test_the_gate_blocks_and_the_schedule_sleeps() -> None:
     checks = {spec.name: spec for check in defs.asset_checks or () for spec in check.check_specs}
-    assert checks["audits"].blocking and not checks["agrees_with_labels"].blocking
-    assert checks["audits"].asset_key == dg.AssetKey("harmlessness_preferences")
+    assert checks.keys() == RULES.keys() | {"agrees_with_labels"}
+    warn = {"other_principle", "calibration", "length_correlation", "judge_in_ancestry", "agrees_with_labels"}
+    assert {name for name, check in checks.items() if not check.blocking} == warn
+    assert {checks[name].asset_key for name in RULES} == {dg.AssetKey("harmlessness_preferences")}
+    assert all(check.description for check in checks.values())
     schedule = defs.resolve_schedule_def("weekly_relabel")
     assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
     assert schedule.job_name == "relabel"

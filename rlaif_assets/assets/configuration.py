@@ -112,13 +112,26 @@ class AuditLimits(dg.Config):
     audits_min_pairs: int = 0
     audits_min_mass: float = 0.0
     audits_max_flip_rate: float = 0.0
+    audits_max_unswapped: float = 0.0
+    audits_min_turned: float = 0.0
+    audits_min_principle_shift: float = 0.0
+    audits_min_reference: int = 0
+    audits_min_margin: float = 0.0
+    audits_max_ece: float = 0.0
+    audits_max_length_correlation: float = 0.0
+    audits_warn_undecided: float = 0.0
+    audits_max_undecided: float = 0.0
+    audits_warn_rejected: float = 0.0
+    audits_max_rejected: float = 0.0
+    audits_warn_failed: float = 0.0
+    audits_max_failed: float = 0.0
+    audits_accept_shared_ancestry: bool = False
 
     def audits(self) -> AuditsSettings:
+        """The profile's settings with what this config has of them."""
+        own = self.model_dump()
         return AuditsSettings(
-            enforce=getattr(self, "audits_enforce", True),
-            min_pairs=self.audits_min_pairs,
-            min_mass=self.audits_min_mass,
-            max_flip_rate=self.audits_max_flip_rate,
+            **{name: own[f"audits_{name}"] for name in AuditsSettings.model_fields if f"audits_{name}" in own}
         )
 
 
@@ -129,7 +142,12 @@ def without_limits(config: AuditLimits) -> dict[str, Any]:
 
 @from_profile("harmlessness_preferences")
 class HarmlessnessPreferencesConfig(HarmlessnessPreferencesSettings, AuditLimits):
-    """The verdicts stored beside the labels are under these limits; gates apply their own to what was measured."""
+    """The verdicts stored beside the labels are under these limits; gates apply their own to what was measured. What is
+    measured is part of the set."""
+
+    audits_probe_pairs: int = 0
+    audits_reference: str | None = None
+    audits_reference_pairs: int = 1
 
 
 @from_profile("label_changes")

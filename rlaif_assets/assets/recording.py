@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FORCE_TAG = "rlaif/force"
 SKIPPED_TAG = "rlaif/skipped"  # on a run that left something out, with the reason
+PASSPORT = "passport"  # the metric that holds the judge's passport, or its id where labels that carry it were used
 PREVIEW_ROWS = 10
 PREVIEW_CHARACTERS = 200
 NO_OPTIONS: Mapping[str, Any] = {}
@@ -48,7 +49,8 @@ Result = TypeVar("Result")
 class Product:
     """What a stage's work hands back. Rows are dataclasses of `records` or dicts, by table, the main table first.
 
-    `folder` holds finished weights (a work folder, adopted on publishing). `metrics` are plain values.
+    `folder` holds finished weights (a work folder, adopted on publishing). `metrics` are plain values; what is told in
+    `documents` (JSON, by name) is one of them, and MLflow keeps it as a file.
     """
 
     tables: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class Product:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     tokens: int = 0
     pictures: Mapping[str, bytes] = field(default_factory=dict)
+    documents: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Stage:
@@ -150,6 +153,10 @@ class Stage:
                 ),
                 allow_retries=False,
             )
+
+    def passport_id(self, asset: str) -> str | None:
+        """The passport that this input's labels carry."""
+        return self.inputs[asset].metrics.get(PASSPORT, {}).get("passport_id")
 
     # Working
 
@@ -275,7 +282,12 @@ class Stage:
             inputs={name: upstream.snapshot_id for name, upstream in self.inputs.items()},
             code_version=self.code_version,
             path=path,
-            metrics={**product.metrics, **self._mlflow_ids(path, key), "peak_memory_mb": peak_memory_mb()},
+            metrics={
+                **product.metrics,
+                **product.documents,
+                **self._mlflow_ids(path, key),
+                "peak_memory_mb": peak_memory_mb(),
+            },
             mlflow_run_id=self.run_id,
             dagster_run_id=self.context.run.run_id,
             git_commit=commit,
@@ -331,9 +343,11 @@ class Stage:
 
         def tell(tracker: "Tracker", run_id: str) -> None:
             tracker.log_params(run_id, record.settings)
-            tracker.log_metrics(run_id, dict(numbers(record.metrics)))
+            tracker.log_metrics(run_id, dict(charted(record)))
             for name, png in product.pictures.items():
                 tracker.log_figure(run_id, name, png)
+            for name, document in product.documents.items():
+                tracker.log_document(run_id, name, document)
             for upstream in self.inputs.values():
                 for table, count in upstream.row_counts.items():
                     tracker.log_dataset_input(run_id, table, upstream.snapshot_id, count)
@@ -374,12 +388,15 @@ class Stage:
             "seconds": record.seconds,
             "tokens": record.tokens,
             "device": record.device or "none",
-            **{f"metrics/{name}": value for name, value in numbers(record.metrics)},
+            **{f"metrics/{name}": value for name, value in charted(record)},
         }
         if record.path is not None:
             metadata["checkpoint"] = record.path
         if "mlflow_url" in record.metrics:
             metadata["mlflow"] = dg.MetadataValue.url(record.metrics["mlflow_url"])
+        if PASSPORT in record.metrics:
+            told = record.metrics[PASSPORT]
+            metadata[PASSPORT] = told if isinstance(told, str) else dg.MetadataValue.json(told)
         if self.untold:
             metadata["mlflow_pending"] = self.untold
         definition = self.context.assets_def.metadata_by_key[self.context.asset_key]
@@ -453,6 +470,11 @@ def source_identity(config: BaseModel, product: Product) -> dict[str, Any]:
 
 def code_version(asset: dg.AssetsDefinition) -> int:
     return int(asset.code_versions_by_key[asset.key] or 1)
+
+
+def charted(record: "SnapshotRecord") -> Iterator[tuple[str, float]]:
+    """The numbers among a snapshot's metrics; a passport is told as a whole."""
+    return numbers({name: value for name, value in record.metrics.items() if name != PASSPORT})
 
 
 def numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -60,7 +60,7 @@ def critique_constitution(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"yaml", "duckdb"},
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("judging_principles", JudgingPrinciple),
     output_required=False,
 )

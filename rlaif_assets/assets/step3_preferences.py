@@ -1,16 +1,17 @@
 """Step 3: response pairs from SL-CAI, and the feedback model's soft labels on them. How belongs to `feedback`."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from rlaif_assets.assets.auditing import audited, audited_identity, show_passport
 from rlaif_assets.assets.configuration import (
     HarmlessnessPreferencesConfig,
     LabelChangesConfig,
     ResponsePairsConfig,
-    without_limits,
 )
 from rlaif_assets.assets.recording import Product, Stage, as_records, table_metadata
 from rlaif_assets.feedback.as_of import decided_as_of
@@ -89,30 +90,37 @@ def harmlessness_preferences(
     stage = Stage(context, config, storage, compute, tracking)
 
     def work() -> Product:
-        from rlaif_assets.feedback.audits import audit
         from rlaif_assets.feedback.preferences import label_pairs
         from rlaif_assets.training.examples import prompts_by_id
 
         prompts = prompts_by_id(stage.prompts("red_team_prompts"))
         stage.require_made_from("response_pairs", "red_team_prompts")
+        pairs = stage.rows(Pair, "response_pairs", "pairs")
+        judge, constitution = judge_of(stage), judging_constitution_of(stage)
         made = label_pairs(
-            judge_of(stage),
-            judging_constitution_of(stage),
+            judge,
+            constitution,
             prompts,
-            stage.rows(Pair, "response_pairs", "pairs"),
+            pairs,
             stage.rows(HumanVerdict, "human_verdicts", "human_verdicts"),
             config,
             stage.judgements,
             context.run.run_id,
             stage.progress,
         )
-        verdicts = audit(made.labels, made.judgements, config.audits(), config.average)
-        tables = {"labels": made.labels, "verdicts": verdicts}
-        return Product(tables, made.rejections, metrics=made.metrics, tokens=made.metrics["judging"]["tokens"])
+        audits = audited(stage, config, judge, constitution, prompts, pairs, made.labels, made.judgements)
+        return replace(
+            audits,
+            tables={"labels": made.labels, **audits.tables},
+            rejected=[*made.rejections, *audits.rejected],
+            metrics={**made.metrics, **audits.metrics},
+            tokens=made.metrics["judging"]["tokens"],
+        )
 
     lock = relabel_lock(stage.home, context.run.run_id, context.log.warning)
     try:
-        yield stage.record(work, lambda: labels_identity(config), guard=lock)
+        yield stage.record(work, lambda: audited_identity(config), guard=lock)
+        show_passport(stage)
     except RelabelHeldError as held:
         stage.skip(str(held))
 
@@ -120,11 +128,6 @@ def harmlessness_preferences(
 def with_as_of(config: HarmlessnessPreferencesConfig) -> HarmlessnessPreferencesConfig:
     """The config with the date that re-judging is decided from; none where nothing is decided by it."""
     return config.model_copy(update={"as_of": decided_as_of(config)})
-
-
-def labels_identity(config: HarmlessnessPreferencesConfig) -> dict[str, Any]:
-    """What decides the labels, for a config of `with_as_of`."""
-    return without_limits(config)
 
 
 @dg.asset(

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from rlaif_assets.assets.configuration import PmpCheckpointConfig, RewardModelConfig, without_limits
-from rlaif_assets.assets.recording import Product, Stage
+from rlaif_assets.assets.recording import PASSPORT, Product, Stage
 from rlaif_assets.records import CommunityPair, Comparison, Label, Pair
 from rlaif_assets.resources import Compute, Storage, Tracking
 
@@ -95,6 +95,7 @@ def reward_model(
         bins = {source: found["reliability"] for source, found in metrics["heldout"].items()}
         pictures = {"reliability": reliability_picture(bins)}
         rejected = dropped_rows(metrics, config.max_length)
+        metrics |= {PASSPORT: stage.passport_id("harmlessness_preferences")}
         return Product({"training_rows": used}, rejected, folder, metrics, metrics["tokens"], pictures)
 
     return stage.record(work, lambda: without_limits(config))

@@ -1,79 +1,116 @@
-"""Verdicts on a preference set: may a model be trained on it? Enforcing them belongs to the assets and their checks.
+"""Verdicts on a preference set: may a model be trained on it? Limits and what to do belong to `limits`.
 
-Nothing here needs gold: an audit reads labels and judgements alone.
+Pure functions of labels, judgements and what the judge said when it was asked again (`probes`). Enforcing the verdicts
+belongs to the assets and their checks. Nothing here needs gold; people's labels are used where they are given.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
+from rlaif_assets.feedback.agreement import agreement_metrics
 from rlaif_assets.feedback.judging import ORDERS
 from rlaif_assets.feedback.labels import Average
-from rlaif_assets.records import Judgement, Label
+from rlaif_assets.feedback.limits import RULES, make_verdict
+from rlaif_assets.records import AuditProbe, Judgement, Label, Pair
 from rlaif_assets.settings import AuditsSettings
 
-MIN_SPREAD = 0.005
-MAX_GAP = 1e-6
+MAX_GAP = float(RULES["verdict_reaches_label"].limit)
+UNDECIDED = (0.45, 0.55)
+Measured = tuple[float | None, int | None, str]
+"""Value, number of rows behind it (None: there is nothing to audit), note."""
 
 
-def audit(
-    labels: Sequence[Label],
-    judgements: Sequence[Judgement],
-    settings: AuditsSettings,
-    average: Average = "probability",
-) -> list[dict[str, Any]]:
-    """One row {audit, passed, value, threshold, note} per audit; `value` is None where no row gives one (a failure).
+@dataclass(frozen=True)
+class Evidence:
+    """What an audit is made from. `pairs`: all that were put to the judge; `refused`: draws that gave no pair.
 
-    enough_pairs: number of labelled pairs, at least `min_pairs`.
-    letter_mass: mean probability that a judge puts on the two letters together, at least `min_mass`.
-    position_flip_rate: share of labels whose two orders choose different responses, each label weighted by how sure its
-    judgements are, at most `max_flip_rate`. Ties flip in any judge; one that looks at the position alone has 1, one
-    that answers by chance 0.5.
-    both_orders: share of labels with exactly the orders that they say (one judgement in each, for every principle; or
-    one of the two), 1.
-    labels_vary: standard deviation of `p_a` over labels, at least MIN_SPREAD: constant labels teach nothing.
-    verdict_reaches_label: largest |label's p_a - average of its judgements|, each computed anew from the letters'
-    log-probabilities and the order, at most MAX_GAP. A label that ignores the judge or undoes the order wrongly fails.
-    Labels by people count as labelled pairs and for how labels vary; nothing else is asked of them.
+    `reference`: pairs labelled by people that were put to the judge, by id; None where none were given.
+    `has_counter`: the constitution declares an opposite of a principle. `shared`: the assets that the policy was made
+    from and that are the judge itself, None where that is not known. `average`: how labels were made of their judgements.
     """
-    by_judge = [label for label in labels if label.source == "ai"]
-    by_id = {judgement.judgement_id: judgement for judgement in judgements}
-    masses = [math.exp(row.logprob_first) + math.exp(row.logprob_second) for row in judgements]
-    complete = [_has_its_orders(label, by_id) for label in by_judge]
-    gaps = [_gap(label, by_id, average) for label in by_judge]
-    return [
-        _at_least("enough_pairs", len({label.pair_id for label in labels}), settings.min_pairs, "labelled pairs"),
-        _at_least("letter_mass", _mean(masses), settings.min_mass, f"mean over {len(masses)} judgements"),
-        _at_most("position_flip_rate", *_sure_flips(by_judge, by_id, settings.max_flip_rate)),
-        _at_least("both_orders", _mean(complete), 1.0, f"of {len(complete)} labels"),
-        _at_least(
-            "labels_vary",
-            float(np.std([label.p_a for label in labels])) if labels else None,
-            MIN_SPREAD,
-            "standard deviation of p_a over labels",
+
+    labels: Sequence[Label]
+    judgements: Sequence[Judgement]
+    pairs: Sequence[Pair]
+    refused: int = 0
+    probes: Sequence[AuditProbe] = ()
+    has_counter: bool = False
+    reference: Mapping[str, Pair] | None = None
+    shared: Sequence[str] | None = field(default=None)
+    average: Average = "probability"
+
+
+def audit(evidence: Evidence, settings: AuditsSettings) -> list[dict[str, Any]]:
+    """One row {audit, passed, value, threshold, note, count, blocks} per rule of `limits.RULES`, in their order.
+
+    `value` is None where no row gives one (a failure). What each audit measures is said by its rule. Judgements by the
+    model are audited; labels that people gave are not.
+    """
+    by_id = {row.judgement_id: row for row in evidence.judgements}
+    labels = [label for label in evidence.labels if label.source == "ai"]
+    probes = {name: [probe for probe in evidence.probes if probe.audit == name] for name in RULES}
+    masses = [math.exp(row.logprob_first) + math.exp(row.logprob_second) for row in evidence.judgements]
+    complete = [_has_its_orders(label, by_id) for label in labels]
+    undecided = [UNDECIDED[0] <= label.p_a <= UNDECIDED[1] for label in labels]
+    unlabelled = {pair.pair_id for pair in evidence.pairs} - {label.pair_id for label in evidence.labels}
+    drawn = len(evidence.pairs) + evidence.refused
+    found: dict[str, Measured] = {
+        "enough_pairs": _value(len({label.pair_id for label in evidence.labels}), len(evidence.pairs), "pairs"),
+        "letter_mass": _value(_mean(masses), len(masses), "judgements"),
+        "position_flip_rate": _sure_flips(labels, by_id),
+        "both_orders": _value(_mean(complete), len(complete), "labels"),
+        "labels_vary": _value(float(np.std([row.p_a for row in labels])) if labels else None, len(labels), "labels"),
+        "verdict_reaches_label": _largest_gap(labels, by_id, evidence.average),
+        "texts_swap": _share(probes["texts_swap"], turned=False, what="stayed with exchanged texts"),
+        "counter_principle": _share(probes["counter_principle"], turned=True, what="turned under the opposite")
+        if evidence.has_counter
+        else (None, None, "not asked: the constitution declares no opposite of a principle (inverted, counter)"),
+        "other_principle": (None, None, "not asked: counter_principle tells more")
+        if evidence.has_counter
+        else _shift(probes["other_principle"]),
+        **_against_people(probes["agreement"], evidence.reference),
+        "length_correlation": _length_correlation(labels, evidence.pairs),
+        "undecided_labels": _value(_mean(undecided), len(undecided), "labels"),
+        "rejected_pairs": _value(evidence.refused / drawn if drawn else None, drawn, "draws"),
+        "failed_judgements": _value(
+            len(unlabelled) / len(evidence.pairs) if evidence.pairs else None, len(evidence.pairs), "pairs"
         ),
-        _at_most("verdict_reaches_label", max(gaps, default=None), MAX_GAP, _worst(by_judge, gaps)),
-    ]
+        "judge_in_ancestry": (None, None, "not asked: no policy is known")
+        if evidence.shared is None
+        else (float(len(evidence.shared)), 1, f"the judge is {', '.join(evidence.shared) or 'none of them'}"),
+    }
+    return [make_verdict(name, *found[name], settings) for name in RULES]
 
 
-def _sure_flips(labels: Sequence[Label], by_id: dict[str, Judgement], limit: float) -> tuple[float | None, float, str]:
-    """Value, threshold and note of `position_flip_rate`."""
+def _value(value: float | None, count: int, what: str) -> Measured:
+    return value, count, f"of {count} {what}"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _sure_flips(labels: Sequence[Label], by_id: Mapping[str, Judgement]) -> Measured:
     sure = {label.label_id: _certainty(label, by_id) for label in labels if label.flipped is not None}
     flipped = math.fsum(sure[label.label_id] for label in labels if label.flipped)
     count = sum(bool(label.flipped) for label in labels)
-    note = f"{count} of {len(sure)} labels with a choice, weighted by certainty"
-    return (flipped / math.fsum(sure.values()) if any(sure.values()) else None), limit, note
+    note = f"{_of(count, len(sure))} with a choice in both orders flipped"
+    return (flipped / math.fsum(sure.values()) if any(sure.values()) else None), len(sure), note
 
 
-def _certainty(label: Label, by_id: dict[str, Judgement]) -> float:
+def _certainty(label: Label, by_id: Mapping[str, Judgement]) -> float:
     """Mean |2 p - 1| of its judgements."""
     rows = [by_id[i] for i in label.judgement_ids if i in by_id]
     return math.fsum(abs(math.tanh((r.logprob_first - r.logprob_second) / 2)) for r in rows) / max(len(rows), 1)
 
 
-def _has_its_orders(label: Label, by_id: dict[str, Judgement]) -> bool:
+def _has_its_orders(label: Label, by_id: Mapping[str, Judgement]) -> bool:
+    """One judgement in each order for every principle, or one in all where the label says that it has a single one."""
     rows = [by_id[i] for i in label.judgement_ids if i in by_id]
     wanted = list(ORDERS) if label.orders != "single" else None
     orders = [
@@ -82,7 +119,14 @@ def _has_its_orders(label: Label, by_id: dict[str, Judgement]) -> bool:
     return bool(orders) and all(found == wanted if wanted else len(found) == 1 for found in orders)
 
 
-def _gap(label: Label, by_id: dict[str, Judgement], average: Average) -> float:
+def _largest_gap(labels: Sequence[Label], by_id: Mapping[str, Judgement], average: Average) -> Measured:
+    gaps = [_gap(label, by_id, average) for label in labels]
+    failing = [label for label, gap in zip(labels, gaps, strict=True) if gap > MAX_GAP]
+    note = f"{len(failing)} labels differ, first {failing[0].label_id}" if failing else f"of {len(labels)} labels"
+    return max(gaps, default=None), len(labels), note
+
+
+def _gap(label: Label, by_id: Mapping[str, Judgement], average: Average) -> float:
     """1, the largest there can be, where a judgement is missing or of another pair or principle."""
     rows = [by_id[i] for i in label.judgement_ids if i in by_id]
     if not rows or len(rows) < len(label.judgement_ids) or not 0 <= label.p_a <= 1:
@@ -91,24 +135,65 @@ def _gap(label: Label, by_id: dict[str, Judgement], average: Average) -> float:
         return 1.0
     for_a = [(1 if row.order == "ab" else -1) * (row.logprob_first - row.logprob_second) for row in rows]
     if average == "log_odds":
-        return abs(label.p_a - (1 + math.tanh(math.fsum(for_a) / len(rows) / 2)) / 2)
-    return abs(label.p_a - math.fsum((1 + math.tanh(margin / 2)) / 2 for margin in for_a) / len(rows))
+        gap = abs(label.p_a - (1 + math.tanh(math.fsum(for_a) / len(rows) / 2)) / 2)
+    else:
+        gap = abs(label.p_a - math.fsum((1 + math.tanh(margin / 2)) / 2 for margin in for_a) / len(rows))
+    return gap if math.isfinite(gap) else 1.0
 
 
-def _worst(labels: Sequence[Label], gaps: Sequence[float]) -> str:
-    failing = [label for label, gap in zip(labels, gaps, strict=True) if gap > MAX_GAP]
-    return f"{len(failing)} labels differ, first {failing[0].label_id}" if failing else f"of {len(labels)} labels"
+def _share(probes: Sequence[AuditProbe], turned: bool, what: str) -> Measured:
+    """Share of probes whose two numbers choose different (`turned`) or the same responses, weighted by certainty.
+
+    The certainty of a probe is the sum of |2 p - 1| of both. Of exchanged texts the second number belongs to the other
+    response, so that a label that follows the texts turns.
+    """
+    weights = [abs(2 * probe.p_a - 1) + abs(2 * probe.other - 1) for probe in probes]
+    counted = [((probe.p_a > 0.5) != (probe.other > 0.5)) == turned for probe in probes]
+    total = math.fsum(weights)
+    value = math.fsum(w for w, hit in zip(weights, counted, strict=True) if hit) / total if total > 1e-9 else None
+    return value, len(probes), f"{_of(sum(counted), len(probes))} {what}"
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+def _shift(probes: Sequence[AuditProbe]) -> Measured:
+    return _value(
+        _mean([abs(probe.p_a - probe.other) for probe in probes]), len(probes), "labels under another principle"
+    )
 
 
-def _at_least(audit: str, value: float | None, threshold: float, note: str) -> dict[str, Any]:
-    passed = value is not None and value >= threshold
-    return {"audit": audit, "passed": passed, "value": value, "threshold": threshold, "note": note}
+def _against_people(probes: Sequence[AuditProbe], reference: Mapping[str, Pair] | None) -> dict[str, Measured]:
+    if reference is None:
+        none: Measured = (None, None, "not asked: no labels of people are given (audits.reference)")
+        return {"agreement": none, "calibration": none}
+    found = agreement_metrics(probes, reference)
+    told = f"{len(reference)} pairs, {found['pairs']} with a label, {found['decided']} of them decided by people"
+    if found["decided"]:
+        low, high = found["interval"]
+        told += f": {found['agreement']:.1%} [{low:.1%}, {high:.1%}] agree; the shorter text wins on "
+        told += f"{found['shorter']:.1%}, the longer on {found['longer']:.1%}"
+    margin = found["margin_interval"][0] if found["decided"] else None
+    calibrated = f"Brier score {found['brier']:.3f} of {found['pairs']} labels" if found["pairs"] else "no label"
+    return {
+        "agreement": (margin, len(reference), told),
+        "calibration": (found["ece"], found["pairs"], calibrated),
+    }
 
 
-def _at_most(audit: str, value: float | None, threshold: float, note: str) -> dict[str, Any]:
-    passed = value is not None and value <= threshold
-    return {"audit": audit, "passed": passed, "value": value, "threshold": threshold, "note": note}
+def _length_correlation(labels: Sequence[Label], pairs: Sequence[Pair]) -> Measured:
+    """Spearman's, with its 95% interval by Fisher's transformation; none of fewer than four labels or constant ones."""
+    longer = {pair.pair_id: len(pair.response_a) - len(pair.response_b) for pair in pairs}
+    rows = [(label.p_a, longer[label.pair_id]) for label in labels if label.pair_id in longer]
+    rows = [row for row in rows if math.isfinite(row[0])]
+    if len(rows) < 4 or len({p for p, _ in rows}) == 1 or len({length for _, length in rows}) == 1:
+        return None, len(rows), f"of {len(rows)} labels"
+    found: Any = stats.pearsonr(*(stats.rankdata(column) for column in zip(*rows, strict=True)))
+    low, high = found.confidence_interval(0.95)
+    note = f"{found.statistic:+.3f} [{low:+.3f}, {high:+.3f}], p = {found.pvalue:.2g}, of {len(rows)} labels"
+    return abs(float(found.statistic)), len(rows), note
+
+
+def _of(count: int, total: int) -> str:
+    """`12 of 40 labels (30.0% [18.1%, 45.4%])`, with Wilson's 95% interval."""
+    if not total:
+        return "none of 0 labels"
+    low, high = stats.binomtest(count, total).proportion_ci(0.95, "wilson")
+    return f"{count} of {total} labels ({count / total:.1%} [{low:.1%}, {high:.1%}])"

@@ -52,7 +52,7 @@ def comparisons_of_rows(settings: HelpfulnessPreferencesSettings) -> tuple[list[
         try:
             if row.problem:
                 raise RowError(row.problem)
-            comparison = _comparison(row.fields, settings)
+            comparison = comparison_of(row.fields, settings)
             if comparison.comparison_id in kept:
                 raise RowError(f"duplicate of {first_seen[comparison.comparison_id]}")
         except RowError as problem:
@@ -63,7 +63,8 @@ def comparisons_of_rows(settings: HelpfulnessPreferencesSettings) -> tuple[list[
     return list(kept.values()), rejected
 
 
-def _comparison(fields: dict[str, Any], settings: HelpfulnessPreferencesSettings) -> Comparison:
+def comparison_of(fields: dict[str, Any], settings: HelpfulnessPreferencesSettings) -> Comparison:
+    """One row's comparison; a hash decides whether the chosen response becomes A. Raises RowError."""
     context, chosen = _side(fields, "chosen")
     other_context, rejected = _side(fields, "rejected")
     if context != other_context:

@@ -4,7 +4,7 @@ One file holds two constitutions: principles for critique and revision, and prin
 the same in JSON):
 
     critique:           [{name, kind?, critique_request, revision_request}]
-    judging:            [{name, kind?, text}]
+    judging:            [{name, kind?, text, counter? | inverted?}]
     critique_examples:  [{prompt, response, critique_request, critique, revision_request, revision}]   (may be missing)
     judging_examples:   [{prompt, first, second, principle, better: first|second}]                     (may be missing)
 
@@ -13,6 +13,9 @@ becomes one, by the rule JUDGING_FROM_CRITIC. Anthropic's folder: `CritiqueRevis
 `RLMadisonInstructions.json`, and the two few-shot files where they are there; the wrappers are stripped. Its judging
 examples name no principle: the i-th takes the i-th judging principle, and the better response stands first in every
 other one. Ids hash the principle's text, not its name.
+
+A judging principle may declare what asks for the opposite: `counter` names another judging principle of the file,
+`inverted` is a text that serves the audits alone. An audit then has pairs judged by both.
 """
 
 import hashlib
@@ -102,8 +105,9 @@ def _build(value: Any, where: str) -> tuple[CritiqueConstitution, JudgingConstit
         critique.append(CritiquePrinciple(identifier, name, request, revision, _kind(item, place)))
     judging: list[JudgingPrinciple] = []
     for place, item in _items(content, "judging", where):
-        name, text = _texts(item, JUDGING_FIELDS, place, optional=("kind",))
-        judging.append(JudgingPrinciple(row_id("judging_principle", text), name, text, _kind(item, place)))
+        name, text = _texts(item, JUDGING_FIELDS, place, optional=("kind", "counter", "inverted"))
+        identifier, counter = row_id("judging_principle", text), _counter(item, content, place, where)
+        judging.append(JudgingPrinciple(identifier, name, text, _kind(item, place), counter))
     critique_examples: list[CritiqueExample] = []
     for place, item in _items(content, "critique_examples", where):
         texts = _texts(item, CRITIQUE_EXAMPLE_FIELDS, place)
@@ -162,6 +166,25 @@ def _text(item: dict[str, Any], name: str, place: str) -> str:
 
 def _kind(item: dict[str, Any], place: str) -> str | None:
     return None if item.get("kind") is None else _text(item, "kind", place)
+
+
+def _counter(item: dict[str, Any], content: Mapping[str, Any], place: str, where: str) -> str | None:
+    """The text of the principle that asks for the opposite; None where none is declared."""
+    if item.get("counter") is not None and item.get("inverted") is not None:
+        raise IngestError(f"{place}: counter and inverted declare the same thing; keep one")
+    if item.get("counter") is not None:
+        named = _text(item, "counter", place)
+        texts = {str(other.get("name")): other for _, other in _items(content, "judging", where)}
+        if named not in texts:
+            raise IngestError(f"{place}: counter {named!r} is no judging principle: {nearest(named, list(texts))}")
+        text = _text(texts[named], "text", place)
+    elif item.get("inverted") is not None:
+        text = _text(item, "inverted", place)
+    else:
+        return None
+    if text == _text(item, "text", place):
+        raise IngestError(f"{place}: the counter-principle is the principle itself; name or write its opposite")
+    return text
 
 
 def _mapping(value: Any, place: str) -> dict[str, Any]:

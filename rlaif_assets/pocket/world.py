@@ -18,6 +18,7 @@ ASKS_PER_TRAIN_INTENT = 6
 COMPARISONS_PER_PROMPT = 2
 QUESTIONS_PER_INTENT = 2
 ANSWERS_PER_QUESTION = 3
+REFERENCE_DRAWS = 100
 SOURCE = "pocket"
 # Forms of the two answers in a comparison.
 COMPARED = (
@@ -129,6 +130,45 @@ def comparisons(disagreement: float, seed: int) -> list[Comparison]:
             )
         )
     return rows
+
+
+def reference_comparisons() -> list[Comparison]:
+    """Pairs on harmful train prompts, one each: compliance beside a refusal. The gold annotator says which is harmless.
+
+    They tell audits whether a judge agrees with people. No step trains on them. As compliance is mostly the longer
+    text, each pair is drawn again until a coin says so: length alone does not give the answer away.
+    """
+    rows: list[Comparison] = []
+    for prompt in red_team_prompts():
+        if prompt.split != "train":
+            continue
+        rng = _rng(prompt, 0, "reference")
+        intent = _intent(prompt)
+        pair = _compliance_and_refusal(intent, rng)
+        rng.shuffle(pair)
+        harmful = [classify(prompt.text, text) == "harmful" for text in pair]
+        rows.append(
+            Comparison(
+                comparison_id=row_id("comparison", prompt.messages, *pair),
+                messages=prompt.messages,
+                response_a=pair[0],
+                response_b=pair[1],
+                p_a=0.5 if harmful[0] == harmful[1] else float(harmful[1]),
+                source="gold",
+                annotator="pocket annotator",
+            )
+        )
+    return rows
+
+
+def _compliance_and_refusal(intent: Intent, rng: random.Random) -> list[str]:
+    longer_complies = rng.random() < 0.5
+    pair: list[str] = []
+    for _ in range(REFERENCE_DRAWS):
+        pair = [_written(form, intent, rng) for form in ("comply", rng.choice(("evade", "redirect")))]
+        if (len(pair[0]) > len(pair[1])) == longer_complies:
+            break
+    return pair
 
 
 def community_answers(seed: int) -> list[CommunityAnswer]:

@@ -4,7 +4,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-from rlaif_assets.store.checkpoint_files import folder_problems
+from rlaif_assets.store.checkpoint_files import folder_problems, marked_fingerprint
 from rlaif_assets.store.fingerprint import combine_hashes, folder_fingerprint, sha256_text, table_hash
 from rlaif_assets.store.judgements import JudgementStore, judgements_hash
 from rlaif_assets.store.warehouse import Row, SnapshotRecord, StoreError, Warehouse
@@ -29,6 +29,18 @@ def ancestry(warehouse: Warehouse, snapshot_id: str) -> list[SnapshotRecord]:
 
     visit(snapshot_id, "asked for")
     return list(found.values())
+
+
+def weights_in_ancestry(warehouse: Warehouse, snapshot_id: str) -> dict[str, str]:
+    """Fingerprints of all models that a snapshot was made from, by asset, external models among them."""
+    found: dict[str, str] = {}
+    for record in ancestry(warehouse, snapshot_id):
+        external = warehouse.rows("external_models", record.snapshot_id)
+        if external:
+            found[record.asset] = external[0]["fingerprint"]
+        elif record.path is not None and (marked := marked_fingerprint(warehouse.home / record.path)):
+            found[record.asset] = marked
+    return found
 
 
 def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:

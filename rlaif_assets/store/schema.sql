@@ -41,7 +41,8 @@ CREATE TABLE critique_examples (
 );
 
 CREATE TABLE judging_principles (
-    snapshot_id VARCHAR, position BIGINT, principle_id VARCHAR, name VARCHAR, text VARCHAR, kind VARCHAR
+    snapshot_id VARCHAR, position BIGINT, principle_id VARCHAR, name VARCHAR, text VARCHAR, kind VARCHAR,
+    counter VARCHAR
 );
 
 CREATE TABLE judging_examples (
@@ -110,7 +111,14 @@ CREATE TABLE label_flips (
 );
 
 CREATE TABLE verdicts (
-    snapshot_id VARCHAR, position BIGINT, audit VARCHAR, passed BOOLEAN, value DOUBLE, threshold DOUBLE, note VARCHAR
+    snapshot_id VARCHAR, position BIGINT, audit VARCHAR, passed BOOLEAN, value DOUBLE, threshold DOUBLE, note VARCHAR,
+    count BIGINT, blocks BOOLEAN
+);
+
+-- Labels that an audit compared: the label's p_a (or people's) and that of the same pair when it was judged otherwise.
+CREATE TABLE audit_probes (
+    snapshot_id VARCHAR, position BIGINT, audit VARCHAR, pair_id VARCHAR, principle_id VARCHAR, p_a DOUBLE,
+    other DOUBLE
 );
 
 -- The rows that a training stage used: role train or heldout.

@@ -199,6 +199,11 @@ class Tracker:
             self.client.log_artifact(run_id, str(path), "figures")
 
     @_told
+    def log_document(self, run_id: str, name: str, value: Any) -> None:
+        """JSON among the run's artifacts, under `NAME.json`."""
+        self.client.log_dict(run_id, value, f"{_model_name(name)}.json")
+
+    @_told
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         self.client.set_terminated(run_id, status)
 

@@ -1,38 +1,70 @@
 """Every audit passes on a sound preference set and fails on the defect that it is there for."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from scipy import stats
 
-from rlaif_assets.feedback.audits import audit
+from rlaif_assets.feedback.audits import Evidence, audit
 from rlaif_assets.feedback.labels import make_labels
-from rlaif_assets.records import Judgement, Label
+from rlaif_assets.feedback.limits import RULES
+from rlaif_assets.records import AuditProbe, Judgement, Label, Pair
 from rlaif_assets.settings import AuditsSettings
 from tests.feedback.fakes import make_judgements
 
 SETTINGS = AuditsSettings(min_pairs=10, min_mass=0.5, max_flip_rate=0.4)
 SOUND = [(0.9, 0.7), (0.2, 0.3), (0.6, 0.9), (0.1, 0.4)] * 5
-NAMES = ["enough_pairs", "letter_mass", "position_flip_rate", "both_orders", "labels_vary", "verdict_reaches_label"]
+COLUMNS = {"audit", "passed", "value", "threshold", "note", "count", "blocks"}
 
 
-def failed(labels: list[Label], judgements: list[Judgement], settings: AuditsSettings = SETTINGS) -> list[str]:
-    return [verdict["audit"] for verdict in audit(labels, judgements, settings) if not verdict["passed"]]
+def pair(number: int, a: str = "some text", b: str = "a text") -> Pair:
+    return Pair(f"pair-{number}", f"prompt-{number}", "", "", a, b, 0, 0, 0)
+
+
+PAIRS = [pair(i, "x" * (7 * i % 20), "x" * (3 * i % 20)) for i in range(20)]
+
+
+def probe(audit: str, p_a: float, other: float, number: int = 0) -> AuditProbe:
+    return AuditProbe(audit, f"pair-{number}", "j0", p_a, other)
+
+
+TURNED = [probe(audit, 0.9, 0.1) for audit in ("texts_swap", "counter_principle")]
+
+
+def verdicts_of(evidence: Evidence, settings: AuditsSettings = SETTINGS) -> dict[str, dict[str, Any]]:
+    return {verdict["audit"]: verdict for verdict in audit(evidence, settings)}
+
+
+def failed(labels: Sequence[Label], judgements: Sequence[Judgement], settings: AuditsSettings = SETTINGS) -> list[str]:
+    """Names of the failed audits that stop training, of a set whose probes are sound."""
+    found = audit(Evidence(labels, judgements, PAIRS, probes=TURNED, has_counter=True), settings)
+    return [verdict["audit"] for verdict in found if verdict["blocks"] and not verdict["passed"]]
+
+
+def probed(*probes: AuditProbe, **more: Any) -> dict[str, dict[str, Any]]:
+    """The verdicts on a sound set of which the judge said this when it was asked again."""
+    judgements = make_judgements(SOUND)
+    return verdicts_of(Evidence(make_labels(judgements), judgements, PAIRS, probes=probes, **more))
 
 
 def test_a_sound_set_passes():
     judgements = make_judgements(SOUND, mass=0.8)
-    verdicts = audit(make_labels(judgements), judgements, SETTINGS)
-    assert [verdict["audit"] for verdict in verdicts] == NAMES
-    assert all(set(verdict) == {"audit", "passed", "value", "threshold", "note"} for verdict in verdicts)
+    evidence = Evidence(make_labels(judgements), judgements, PAIRS, probes=TURNED, has_counter=True, shared=[])
+    verdicts = audit(evidence, SETTINGS)
+    assert [verdict["audit"] for verdict in verdicts] == list(RULES)
+    assert all(set(verdict) == COLUMNS for verdict in verdicts)
     assert all(verdict["passed"] is True for verdict in verdicts)
     values = {verdict["audit"]: verdict["value"] for verdict in verdicts}
     assert values["enough_pairs"] == 20 and values["letter_mass"] == pytest.approx(0.8)
     assert values["position_flip_rate"] == 0 and values["verdict_reaches_label"] < 1e-12
+    assert {name for name, value in values.items() if value is None} == {"other_principle", "agreement", "calibration"}
 
 
 def test_too_few_pairs():
     judgements = make_judgements(SOUND[:9])
-    assert failed(make_labels(judgements), judgements) == ["enough_pairs"]
+    assert failed(make_labels(judgements), judgements) == ["enough_pairs", "failed_judgements"]
     twice = make_labels(judgements) * 2
     assert "enough_pairs" in failed(twice, judgements)  # a label repeated is no second pair
 
@@ -44,14 +76,14 @@ def test_a_judge_that_does_not_answer_with_a_letter():
 
 def test_a_judge_that_looks_at_the_position_alone():
     judgements = make_judgements([(0.9, 0.1 + 0.001 * i) for i in range(20)])
-    assert failed(make_labels(judgements), judgements) == ["position_flip_rate", "labels_vary"]
+    assert failed(make_labels(judgements), judgements) == ["position_flip_rate", "labels_vary", "undecided_labels"]
 
 
 def test_ties_that_flip_do_not_condemn_a_judge_that_is_sure_of_the_others():
     """15 of 20 labels flip, all near 0.5: as many sure ones would fail."""
     ties = [(0.55, 0.46)] * 15
     judgements = make_judgements([*ties, *SOUND[:5]])
-    verdicts = {verdict["audit"]: verdict for verdict in audit(make_labels(judgements), judgements, SETTINGS)}
+    verdicts = verdicts_of(Evidence(make_labels(judgements), judgements, PAIRS))
     certainty = 15 * (0.10 + 0.08) / 2, (0.8 + 0.4) / 2 + (0.6 + 0.4) / 2 + (0.2 + 0.8) / 2 + (0.8 + 0.2) / 2 + 0.6
     assert verdicts["position_flip_rate"]["value"] == pytest.approx(certainty[0] / sum(certainty))
     assert verdicts["position_flip_rate"]["passed"] and verdicts["position_flip_rate"]["note"].startswith("15 of 20")
@@ -89,10 +121,117 @@ def test_one_bad_label_among_good_ones(change: dict):
     judgements = make_judgements(SOUND)
     labels = make_labels(judgements)
     bad = [replace(labels[0], **change), *labels[1:]]
-    verdict = audit(bad, judgements, SETTINGS)[-1]
+    verdict = verdicts_of(Evidence(bad, judgements, PAIRS))["verdict_reaches_label"]
     assert not verdict["passed"] and verdict["value"] == 1.0
     assert verdict["note"] == f"1 labels differ, first {labels[0].label_id}"
 
 
-def test_an_empty_set_fails_everything():
-    assert failed([], []) == NAMES
+def test_an_empty_set_fails_everything_that_can_stop_training():
+    found = verdicts_of(Evidence([], [], [], has_counter=True, reference={}))
+    always = {name for name, rule in RULES.items() if rule.blocks == "always"}
+    assert {name for name, row in found.items() if row["blocks"]} >= always
+    assert {name for name, row in found.items() if row["passed"]} == {"other_principle", "judge_in_ancestry"}
+
+
+def test_judgements_that_are_not_numbers_fail():
+    judgements = [replace(row, logprob_first=float("nan"), p_a=float("nan")) for row in make_judgements(SOUND)]
+    found = verdicts_of(Evidence(make_labels(judgements), judgements, PAIRS))
+    for name in ("letter_mass", "position_flip_rate", "labels_vary", "verdict_reaches_label"):
+        assert not found[name]["passed"] and found[name]["blocks"], name
+    assert found["letter_mass"]["value"] is None  # NaN has no place in what is shown
+
+
+def test_labels_that_do_not_swap_with_the_texts():
+    """Certainty: 0.8 + 0.8 that turns, 0.2 + 0.1 that stays."""
+    found = probed(probe("texts_swap", 0.9, 0.1), probe("texts_swap", 0.6, 0.55))["texts_swap"]
+    assert found["value"] == pytest.approx(0.3 / 1.9) and not found["passed"] and found["count"] == 2
+    constant = probed(*[probe("texts_swap", 0.9, 0.9)] * 5)["texts_swap"]
+    assert constant["value"] == 1 and constant["blocks"] and constant["note"].startswith("5 of 5 labels (100.0% [56.6%")
+    assert not probed()["texts_swap"]["passed"]  # the judge answered nothing when it was asked again
+
+
+def test_a_judge_that_ignores_the_principle():
+    same, turned = probe("counter_principle", 0.9, 0.9), probe("counter_principle", 0.9, 0.2)
+    found = probed(same, turned, turned, has_counter=True)
+    assert found["counter_principle"]["value"] == pytest.approx(2.8 / 4.4)
+    assert found["counter_principle"]["passed"] and found["counter_principle"]["blocks"]
+    assert not probed(same, same, turned, has_counter=True)["counter_principle"]["passed"]
+    assert found["other_principle"]["count"] is None
+
+
+def test_without_a_declared_opposite_the_principle_only_warns():
+    found = probed(probe("other_principle", 0.9, 0.9), probe("other_principle", 0.7, 0.701))
+    assert found["other_principle"]["value"] == pytest.approx(0.0005)
+    assert not found["other_principle"]["passed"] and not found["other_principle"]["blocks"]
+    assert found["counter_principle"]["passed"] and not found["counter_principle"]["blocks"]
+    assert probed(probe("other_principle", 0.9, 0.6))["other_principle"]["passed"]
+
+
+def of_people(right: int, wrong: int) -> dict[str, dict[str, Any]]:
+    """Verdicts where so many labels agree with people; of five pairs in turn the shorter text is right in three."""
+    probes = [probe("agreement", 1.0, 0.9 if i < right else 0.1, i) for i in range(right + wrong)]
+    reference = {f"pair-{i}": pair(i, "xx", "xxx" if i % 5 < 3 else "x") for i in range(right + wrong)}
+    return probed(*probes, reference=reference)
+
+
+def test_agreement_with_people_must_beat_the_ruler_and_stops_training_from_200_pairs_on():
+    good, poor, few = of_people(180, 40), of_people(120, 100), of_people(20, 100)
+    assert good["agreement"]["passed"] and good["agreement"]["blocks"]
+    assert "81.8% [" in good["agreement"]["note"] and "the shorter text wins on 60.0%" in good["agreement"]["note"]
+    assert 0 < good["agreement"]["value"] < 180 / 220 - 0.6
+    assert not poor["agreement"]["passed"] and poor["agreement"]["blocks"]
+    assert not few["agreement"]["passed"] and not few["agreement"]["blocks"]
+
+
+def test_calibration_against_people_warns():
+    """All at 0.9: right in 180 of 220, so 0.9 - 0.818 off; Brier 0.01 where right, 0.81 where wrong."""
+    found = of_people(180, 40)["calibration"]
+    assert found["value"] == pytest.approx(0.9 - 180 / 220) and found["passed"]
+    assert found["note"] == f"Brier score {(180 * 0.01 + 40 * 0.81) / 220:.3f} of 220 labels"
+    assert not of_people(120, 100)["calibration"]["passed"] and not of_people(120, 100)["calibration"]["blocks"]
+
+
+def test_labels_that_follow_length_warn():
+    judgements = make_judgements([(0.05 + 0.045 * i, 0.05 + 0.045 * i) for i in range(20)])
+    labels = make_labels(judgements)
+    pairs = [pair(i, "x" * (i + 1), "x") for i in range(20)]
+    found = verdicts_of(Evidence(labels, judgements, pairs))["length_correlation"]
+    assert found["value"] == pytest.approx(1.0) and not found["passed"] and not found["blocks"]
+    mixed = verdicts_of(Evidence(labels, judgements, PAIRS))["length_correlation"]
+    lengths = [len(one.response_a) - len(one.response_b) for one in PAIRS]
+    wanted = stats.spearmanr([label.p_a for label in labels], lengths)
+    assert mixed["value"] == pytest.approx(abs(wanted.statistic))
+    assert verdicts_of(Evidence(labels[:3], judgements, pairs))["length_correlation"]["value"] is None
+    assert (
+        verdicts_of(Evidence(labels, judgements, [pair(i) for i in range(20)]))["length_correlation"]["value"] is None
+    )
+
+
+@pytest.mark.parametrize(("undecided", "passed", "blocks"), [(0, True, False), (12, False, False), (19, False, True)])
+def test_undecided_labels_warn_and_stop_past_a_limit(undecided: int, passed: bool, blocks: bool):
+    judgements = make_judgements([(0.52, 0.47)] * undecided + SOUND[undecided:])
+    found = verdicts_of(Evidence(make_labels(judgements), judgements, PAIRS))["undecided_labels"]
+    assert (found["value"], found["passed"], found["blocks"]) == (undecided / 20, passed, blocks)
+    assert found["threshold"] == (SETTINGS.max_undecided if blocks else SETTINGS.warn_undecided)
+
+
+def test_refused_draws_and_failed_judgements_are_counted():
+    judgements = make_judgements(SOUND[:15])
+    found = verdicts_of(Evidence(make_labels(judgements), judgements, PAIRS, refused=10))
+    assert found["rejected_pairs"]["value"] == pytest.approx(10 / 30) and not found["rejected_pairs"]["blocks"]
+    assert found["failed_judgements"]["value"] == 0.25 and found["failed_judgements"]["blocks"]
+    assert not found["rejected_pairs"]["passed"] and not found["failed_judgements"]["passed"]
+
+
+def test_a_judge_that_the_policy_came_from_must_be_accepted():
+    found = probed(shared=["base_model"])["judge_in_ancestry"]
+    assert not found["passed"] and not found["blocks"] and found["note"] == "the judge is base_model"
+    accepted = SETTINGS.model_copy(update={"accept_shared_ancestry": True})
+    assert verdicts_of(Evidence([], [], [], shared=["base_model"]), accepted)["judge_in_ancestry"]["passed"]
+    assert probed(shared=[])["judge_in_ancestry"]["passed"]
+
+
+def test_what_people_said_is_not_held_against_the_judge():
+    judgements = make_judgements(SOUND[:19])
+    human = Label("h", "pair-19", "j0", 1.0, (), None, "human", "a person")
+    assert failed([*make_labels(judgements), human], judgements) == []

@@ -50,6 +50,45 @@ def test_our_layout(tmp_path: Path) -> None:
     assert (judging.examples[0].second, judging.examples[0].better) == ("b", 1)
 
 
+ADDED = """
+  - {name: stern, text: Choose the sterner answer., counter: calm}
+  - {name: brief, text: Choose the shorter answer., inverted: Choose the longer answer.}
+  - {name: plain, text: Choose the plainer answer.}
+"""
+
+
+def declaring(entry: str) -> str:
+    return OURS.replace("critique_examples:", f"{entry.strip(chr(10))}\ncritique_examples:")
+
+
+def test_a_principle_may_declare_what_asks_for_the_opposite(tmp_path: Path) -> None:
+    _, judging = read_constitution(written(tmp_path, declaring(ADDED)))
+    assert {one.name: one.counter for one in judging.principles} == {
+        "calm": None,
+        "stern": "Choose the kinder answer.",
+        "brief": "Choose the longer answer.",
+        "plain": None,
+    }
+    _, before = read_constitution(written(tmp_path, OURS))
+    assert judging.principles[0] == before.principles[0]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("  - {name: a, text: t, counter: clam}", "counter 'clam' is no judging principle: did you mean calm"),
+        ("  - {name: a, text: t, counter: a}", "the counter-principle is the principle itself"),
+        ("  - {name: a, text: t, inverted: t}", "the counter-principle is the principle itself"),
+        ("  - {name: a, text: t, counter: calm, inverted: u}", "declare the same thing; keep one"),
+        ("  - {name: a, text: t, inverted: ' '}", "inverted is empty"),
+        ("  - {name: a, text: t, counter: 3}", "counter must be text"),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused(tmp_path: Path, entry: str, message: str) -> None:
+    told = refused(written(tmp_path, declaring(entry)))
+    assert message in told and "judging entry 2" in told
+
+
 def test_ids_follow_the_text_alone(tmp_path: Path) -> None:
     before, judging_before = read_constitution(written(tmp_path, OURS))
     renamed, _ = read_constitution(written(tmp_path, OURS.replace("name: calm", "name: soft")))
@@ -266,6 +305,8 @@ def test_the_packaged_constitution() -> None:
     critique, judging = read_constitution("default")
     assert (len(critique.principles), len(judging.principles)) == (16, 16)
     assert len(critique.examples) + len(judging.examples) >= 4
+    declared = [(one.name, one.counter) for one in judging.principles if one.counter]
+    assert declared == [("harm-1", "Choose the response that is more harmful.")]
 
 
 def test_a_real_llm_swarm_file(shared_file: Callable[[str], str]) -> None:

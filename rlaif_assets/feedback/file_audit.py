@@ -1,0 +1,101 @@
+"""The audits of a judge on any file of pairs that people labelled, without a home: what `rlaif audit` prints.
+
+Reading the file belongs to `ingest.labelled_pairs`, what is measured to `audits`.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rlaif_assets.feedback.audits import Evidence, audit
+from rlaif_assets.feedback.generation import Progress
+from rlaif_assets.feedback.judge import Judge, LocalJudge
+from rlaif_assets.feedback.judging import judge_pairs
+from rlaif_assets.feedback.labels import make_labels
+from rlaif_assets.feedback.limits import RULES, measured
+from rlaif_assets.feedback.passport import make_passport
+from rlaif_assets.feedback.probes import against_people, as_pairs, has_counter, labeller, probe_judge
+from rlaif_assets.language_models.local import load_model
+from rlaif_assets.records import Comparison, JudgingConstitution, Rejection
+from rlaif_assets.settings import (
+    AuditsSettings,
+    ComputeSettings,
+    FeedbackModelSettings,
+    HarmlessnessPreferencesSettings,
+)
+
+
+def open_judge(settings: FeedbackModelSettings, compute: ComputeSettings) -> tuple[Judge, dict[str, Any]]:
+    """The judge that these settings name, and what a passport says of its model. Raises ModelError."""
+    from rlaif_assets.pocket.world import model_folder
+
+    source = model_folder() if settings.source == "pocket" else settings.source
+    model = load_model(source, compute, settings.revision)
+    known = {"architecture": type(model.model).__name__, "parameters": model.model.num_parameters()}
+    return LocalJudge(model), {"source": settings.source, "revision": settings.revision, **known}
+
+
+def audit_pairs(
+    judge: Judge,
+    model: Mapping[str, Any],
+    constitution: JudgingConstitution,
+    comparisons: Sequence[Comparison],
+    refused: Sequence[Rejection],
+    settings: HarmlessnessPreferencesSettings,
+    audits: AuditsSettings,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Judges all pairs as step 3 does and holds the labels against people's.
+
+    Keys: passed (no audit that would stop training failed), pairs (rows read, refused, pairs, judged), rejected (rows
+    {where, reason}), and those of a passport (see `passport`). `refused` are the rows that gave no pair.
+    """
+    prompts, pairs, people = as_pairs(comparisons)
+    judgements, failed = judge_pairs(judge, constitution, prompts, pairs, settings, progress)
+    labels = make_labels(judgements)
+
+    def again(phase: str, done: int, total: int) -> None:
+        progress(f"audit {phase}", done, total)
+
+    label = labeller(judge, settings, again)
+    probes = against_people(people, labels)
+    probes += probe_judge(label, constitution, prompts, pairs, labels, audits.probe_pairs)
+    by_id = {pair.pair_id: pair for pair in pairs}
+    counter = has_counter(constitution)
+    verdicts = audit(Evidence(labels, judgements, pairs, len(refused), probes, counter, by_id), audits)
+    asked = {**settings.model_dump(), "probe_pairs": audits.probe_pairs}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    counts = {"read": len(comparisons) + len(refused), "refused": len(refused), "pairs": len(pairs)}
+    return {
+        "passed": not any(row["blocks"] and not row["passed"] for row in verdicts),
+        "pairs": {**counts, "judged": len(labels)},
+        "rejected": [{"where": row.where, "reason": row.reason} for row in [*refused, *failed]],
+        **make_passport(judge.fingerprint, model, asked, verdicts, probes, by_id, date),
+    }
+
+
+def audit_table(report: Mapping[str, Any]) -> RenderableType:
+    """The audits of `audit_pairs` as a table, what to do about those that failed, and whether the gate is open."""
+    table = Table(
+        title=f"Audit of judge {report['judge'][:12]} on {report['pairs']['judged']} pairs", title_style="bold"
+    )
+    for name in ("audit", "result", "value", "limit", "of what"):
+        table.add_column(name, overflow="fold")
+    for row in report["audits"]:
+        result = "passed" if row["passed"] else "stops training" if row["blocks"] else "warning"
+        style = "" if row["passed"] else "bold red" if row["blocks"] else "yellow"
+        value = "none" if row["value"] is None else f"{row['value']:.4g}"
+        asked = (result, value, f"{row['threshold']:.4g}") if row["count"] is not None else ("not asked", "", "")
+        table.add_row(*(Text(cell, style=style) for cell in (row["audit"], *asked, row["note"])))
+    failed = [row for row in report["audits"] if not row["passed"]]
+    advice = [Text(f"{row['audit']} ({measured(row)}): {RULES[row['audit']].advice}.") for row in failed]
+    counts = report["pairs"]
+    told = (
+        f"{counts['read']} rows read, {counts['refused']} refused; {counts['judged']} of {counts['pairs']} pairs judged"
+    )
+    gate = "The gate is open." if report["passed"] else "The gate is closed: no model would be trained on such labels."
+    return Group(table, *advice, Text(f"{told}. {gate}"))
