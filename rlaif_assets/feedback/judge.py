@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from rlaif_assets.feedback.errors import JudgeStoppedError as JudgeStoppedError
 from rlaif_assets.language_models.local import Conversation, LocalModel
 from rlaif_assets.language_models.prompts import JUDGE_OPTIONS, JUDGE_PREFILL
 
@@ -59,10 +60,6 @@ class Judge(Protocol):
         `JudgeStoppedError`: the questions that are missing were not answered.
         """
         ...
-
-
-class JudgeStoppedError(RuntimeError):
-    """The judge ended early. The message says why and what to do; what it yielded before is good."""
 
 
 class LocalJudge:
