@@ -63,9 +63,9 @@ def forecast(home: Path, profile: Profile) -> dict[str, Any]:
 
 def _planned(warehouse: "Warehouse", store: "JudgementStore", profile: Profile) -> tuple[str, dict[str, Any]]:
     """The judge's fingerprint and the counts of `relabelling.Plan`."""
+    from rlaif_assets.assets.auditing import audited_identity
     from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, config_values
     from rlaif_assets.assets.recording import as_records, code_version
-    from rlaif_assets.assets.auditing import audited_identity
     from rlaif_assets.assets.step3_preferences import harmlessness_preferences, with_as_of
     from rlaif_assets.feedback.judging import judge_questions
     from rlaif_assets.feedback.relabelling import plan

@@ -15,6 +15,7 @@ from rlaif_assets.instance import home_folder
 from rlaif_assets.settings import ComputeSettings, TrackingSettings, load_profile
 
 if TYPE_CHECKING:
+    from rlaif_assets.language_models.endpoint import Endpoint
     from rlaif_assets.language_models.local import LocalModel
     from rlaif_assets.store.tracking import Tracker
     from rlaif_assets.store.warehouse import Warehouse
@@ -66,6 +67,7 @@ class Compute(ComputeSettings, dg.ConfigurableResource):
     """Where models run, and the models themselves: they stay loaded from asset to asset of one run in one process."""
 
     _models: "OrderedDict[str, LocalModel]" = PrivateAttr(default_factory=OrderedDict)
+    _endpoints: "dict[tuple[str, str, str | None], Endpoint]" = PrivateAttr(default_factory=dict)
 
     def settings(self) -> ComputeSettings:
         return ComputeSettings(**{name: getattr(self, name) for name in ComputeSettings.model_fields})
@@ -93,3 +95,12 @@ class Compute(ComputeSettings, dg.ConfigurableResource):
         while len(self._models) > MODELS_KEPT:
             self._models.popitem(last=False)
         return model
+
+    def endpoint(self, url: str, model: str, version: str | None = None) -> "Endpoint":
+        """The model of this name behind a base URL; one per run and process, so that its budgets are the run's."""
+        from rlaif_assets.language_models.endpoint import Endpoint
+
+        asked = (url, model, version)
+        if asked not in self._endpoints:
+            self._endpoints[asked] = Endpoint(url, model, self.settings(), version)
+        return self._endpoints[asked]

@@ -86,7 +86,18 @@ class BaseModelSettings(Settings):
 
 
 class FeedbackModelSettings(BaseModelSettings):
-    pass
+    """`source` may be an endpoint's base URL as well; all fields but `source` and `revision` are for endpoints only."""
+
+    model: str | None = Field(default=None, description="endpoint only: the name it serves the model under")
+    verdicts: Literal["auto", "logprobs", "votes"] = Field(
+        default="auto", description="endpoint only: how probabilities are read; auto takes log-probabilities if given"
+    )
+    top_logprobs: int = Field(default=20, ge=2, le=20, description="endpoint only: alternatives asked for per token")
+    votes: int = Field(default=8, ge=1, description="endpoint only: sampled verdicts per question without logprobs")
+    verdict_request: str = Field(
+        default="Reply with (A) or (B) and nothing else.",
+        description="endpoint only: the last line of a question; empty for a model that knows the form",
+    )
 
 
 class RevisedResponsesSettings(Settings):
@@ -136,6 +147,12 @@ class HarmlessnessPreferencesSettings(Settings):
     )
     as_of: str | None = Field(
         default=None, description="date (UTC) that max_age_days and drift_sample decide from; null is today"
+    )
+    chain_of_thought: bool = Field(default=False, description="the judge reasons first, then chooses")
+    cot_max_new_tokens: int = Field(default=256, ge=1)
+    cot_temperature: float = Field(default=1.0, ge=0, description="0 takes the likeliest token")
+    cot_clamp: float = Field(
+        default=0.4, ge=0, le=0.5, description="after reasoning p is clamped to [this, 1 - this]; 0 leaves it"
     )
     seed: Seed = 0
 
@@ -286,6 +303,17 @@ class ComputeSettings(Settings):
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's default")
     batch_tokens: int = Field(default=8192, ge=1, description="padded tokens per forward pass")
     progress: Literal["log", "bar", "none"] = "log"
+    endpoint_key_variable: str = Field(
+        default="OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_]\w*$",
+        description="name of the environment variable that holds the endpoint's key (never the key)",
+    )
+    endpoint_concurrency: int = Field(default=8, ge=1, le=1000, description="questions asked at once")
+    endpoint_timeout: float = Field(default=60.0, gt=0, description="seconds without a byte before a call is given up")
+    endpoint_retries: int = Field(default=4, ge=0, description="of the client: 429, 5xx, broken connections")
+    endpoint_failures: int = Field(default=10, ge=1, description="failed questions in a row that end the judging")
+    endpoint_max_calls: int | None = Field(default=None, ge=1, description="budget of a run; retries are not counted")
+    endpoint_max_tokens: int | None = Field(default=None, ge=1, description="budget of a run, in and out")
 
 
 class TrackingSettings(Settings):
@@ -378,7 +406,8 @@ def build_profile(values: Any, where: str) -> Profile:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"{where}: {place}: {first['msg']} (found {first['input']!r})") from error
+        found = "" if place.endswith("key_variable") else f" (found {first['input']!r})"  # it may be the key itself
+        raise SettingsError(f"{where}: {place}: {first['msg']}{found}") from (None if not found else error)
 
 
 def check_name(name: str, where: str) -> None:

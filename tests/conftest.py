@@ -1,11 +1,14 @@
 """What all tests share: one torch thread, and one home in which every asset was made once."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.chat_server import ChatServer, Plan, chat_server
 from tests.homes import Home, failure, metadata
 
 os.environ["OMP_NUM_THREADS"] = "1"  # torch is imported later; tiny models are slower with more threads
@@ -33,3 +36,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Home:
     assert not any(found["reused"] for found in metadata(first).values())
     made.first = made.ids()
     return made
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Plan], ChatServer]]:
+    """Starts chat servers that end with the test; the client does not wait long before it tries again."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    with ExitStack() as stack:
+        yield lambda plan: stack.enter_context(chat_server(plan))

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from rlaif_assets.assets.configuration import PolicyEvaluationConfig
+from rlaif_assets.assets.judges import judge_of, judging_constitution_of, judging_settings_of
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
-from rlaif_assets.assets.step3_preferences import judge_of, judging_constitution_of
 from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Label, Pair, Prompt, Rejection, Split
 from rlaif_assets.resources import Compute, Storage, Tracking
-from rlaif_assets.settings import HarmlessnessPreferencesSettings, ResponsePairsSettings
+from rlaif_assets.settings import ResponsePairsSettings
 
 if TYPE_CHECKING:
     from rlaif_assets.language_models.local import LocalModel
@@ -82,12 +82,6 @@ def _rates(
     return rates
 
 
-def _judging(stage: Stage) -> HarmlessnessPreferencesSettings:
-    """The settings under which the labels were made."""
-    settings = stage.inputs["harmlessness_preferences"].settings
-    return HarmlessnessPreferencesSettings(**{n: settings[n] for n in HarmlessnessPreferencesSettings.model_fields})
-
-
 def _judged_duels(
     stage: Stage, answers: list[EvaluationAnswer]
 ) -> tuple[dict[tuple[str, str], int], bool, list[Rejection]]:
@@ -100,7 +94,7 @@ def _judged_duels(
     if not unknown:
         return {}, False, []
     judge, constitution = judge_of(stage), judging_constitution_of(stage)
-    judged, unjudged = judge_duels(judge, constitution, unknown, answers, _judging(stage), stage.progress)
+    judged, unjudged = judge_duels(judge, constitution, unknown, answers, judging_settings_of(stage), stage.progress)
     labels = stage.rows(Label, "harmlessness_preferences", "labels")
     return judged, any(label.annotator == judge.fingerprint for label in labels), unjudged
 
@@ -124,7 +118,7 @@ def _label_metrics(stage: Stage, policy: "LocalModel", config: PolicyEvaluationC
             list(stage.judgements_of(labels).values()),
         )
     }
-    judge, judging = judge_of(stage), _judging(stage)
+    judge, judging = judge_of(stage), judging_settings_of(stage)
     return found | {
         split: new_label_metrics(policy, judge, constitution, prompts, sampling, judging, stage.progress)
         for split, prompts in held_out.items()

@@ -127,6 +127,10 @@ class Stage:
         self._device = str(model.device)
         return model
 
+    def external(self, asset: str) -> dict[str, Any]:
+        """The row of `external_models` that says what a model outside of the home is."""
+        return self.warehouse.rows("external_models", self.inputs[asset].snapshot_id)[0]
+
     def require_made_from(self, asset: str, *others: str) -> None:
         """Raises StoreError unless this input was made from what this stage reads of these others: rows name rows."""
         record = self.inputs[asset]
@@ -264,7 +268,7 @@ class Stage:
     def _external(self, asset: str) -> dict[str, Any]:
         from rlaif_assets.store.model_places import locate
 
-        row = self.warehouse.rows("external_models", self.inputs[asset].snapshot_id)[0]
+        row = self.external(asset)
         place, revision = locate(self.home, row)
         return {"folder_or_hub": place, "revision": revision, "fingerprint": row["fingerprint"]}
 

@@ -24,7 +24,7 @@ from rlaif_assets.assets.recording import Product, Stage, table_metadata
 from rlaif_assets.records import CommunityPair, Comparison, CritiquePrinciple, HumanVerdict, JudgingPrinciple, Prompt
 from rlaif_assets.relabel_lock import RELABEL_TAGS, relabelling
 from rlaif_assets.resources import Compute, Storage, Tracking
-from rlaif_assets.settings import BaseModelSettings, ConstitutionSettings
+from rlaif_assets.settings import BaseModelSettings, ConstitutionSettings, FeedbackModelSettings
 
 GROUP = "sources"
 OWNERS = ["team:alignment"]
@@ -241,8 +241,13 @@ def feedback_model(
     compute: Compute,
     tracking: Tracking,
 ) -> dg.MaterializeResult:
-    """The model that judges response pairs under the constitution, pinned by the fingerprint of its weights."""
+    """The model that judges response pairs under the constitution, pinned by the fingerprint of its weights; or an
+    endpoint, of which its URL and name are all that is known."""
+    from rlaif_assets.language_models.endpoint import is_endpoint
+
     stage = Stage(context, config, storage, compute, tracking)
+    if is_endpoint(config.source):
+        return stage.record(lambda: _endpoint(stage, config), lambda: _endpoint_identity(config))
     return stage.record(lambda: _model(stage, config), lambda: _model_identity(stage, config))
 
 
@@ -296,3 +301,30 @@ def _model(stage: Stage, config: BaseModelSettings) -> Product:
         for path in filter(lambda path: is_model_file(path.name), source.iterdir()):
             shutil.copyfile(path, folder / path.name)
     return Product({"external_models": [row]}, folder=folder, metrics={"parameters": row["parameters"]})
+
+
+def _endpoint_identity(config: FeedbackModelSettings) -> dict[str, Any]:
+    """Nothing is asked: whether the endpoint still is what it was, every reply is checked for."""
+    from rlaif_assets.language_models.endpoint import checked_url
+
+    return {**config.model_dump(exclude={"revision"}), "source": checked_url(config.source)}
+
+
+def _endpoint(stage: Stage, config: FeedbackModelSettings) -> Product:
+    """Asked once, as a test: the name that it answers as, and whether it gives log-probabilities."""
+    from rlaif_assets.feedback.endpoint_judge import detect_method
+    from rlaif_assets.language_models.errors import ModelError
+
+    if not config.model or config.revision:
+        raise ModelError("an endpoint needs feedback_model.model, the name it serves the model under, and no revision")
+    endpoint = stage.compute.endpoint(config.source, config.model)
+    method, version, reason = detect_method(endpoint, config)
+    stage.context.log.info(f"verdicts are read by {method}: {reason}")
+    row = {
+        "fingerprint": stage.compute.endpoint(config.source, config.model, version).fingerprint,
+        "source": endpoint.url,
+        "revision": version,
+        "model": config.model,
+        "verdicts": method,
+    }
+    return Product({"external_models": [row]}, tokens=endpoint.tokens)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -13,13 +13,11 @@ from rlaif_assets.assets.configuration import (
     LabelChangesConfig,
     ResponsePairsConfig,
 )
+from rlaif_assets.assets.judges import judge_metrics, judge_of, judging_constitution_of
 from rlaif_assets.assets.recording import Product, Stage, as_records, table_metadata
 from rlaif_assets.feedback.as_of import decided_as_of
 from rlaif_assets.records import (
     HumanVerdict,
-    JudgingConstitution,
-    JudgingExample,
-    JudgingPrinciple,
     Label,
     LabelChange,
     Pair,
@@ -29,7 +27,6 @@ from rlaif_assets.resources import PROFILE, Compute, Storage, Tracking
 
 if TYPE_CHECKING:
     from rlaif_assets.feedback.changes import Labelled
-    from rlaif_assets.feedback.judge import Judge
     from rlaif_assets.store.warehouse import SnapshotRecord
 
 GROUP = "step_3_preferences"
@@ -113,7 +110,7 @@ def harmlessness_preferences(
             audits,
             tables={"labels": made.labels, **audits.tables},
             rejected=[*made.rejections, *audits.rejected],
-            metrics={**made.metrics, **audits.metrics},
+            metrics={**made.metrics, **audits.metrics, **judge_metrics(judge)},
             tokens=made.metrics["judging"]["tokens"],
         )
 
@@ -178,16 +175,3 @@ def labelled(stage: Stage, record: "SnapshotRecord | None") -> "Labelled":
     labels = as_records(Label, stage.warehouse.rows("labels", record.snapshot_id))
     principles = stage.warehouse.rows("judging_principles", record.inputs["judging_constitution"])
     return Labelled(labels, stage.judgements_of(labels), {row["principle_id"]: row["name"] for row in principles})
-
-
-def judge_of(stage: Stage) -> "Judge":
-    from rlaif_assets.feedback.judge import LocalJudge
-
-    return LocalJudge(stage.model("feedback_model"))
-
-
-def judging_constitution_of(stage: Stage) -> JudgingConstitution:
-    return JudgingConstitution(
-        tuple(stage.rows(JudgingPrinciple, "judging_constitution", "judging_principles")),
-        tuple(stage.rows(JudgingExample, "judging_constitution", "judging_examples")),
-    )

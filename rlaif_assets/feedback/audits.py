@@ -31,7 +31,7 @@ class Evidence:
 
     `reference`: pairs labelled by people that were put to the judge, by id; None where none were given.
     `has_counter`: the constitution declares an opposite of a principle. `shared`: the assets that the policy was made
-    from and that are the judge itself, None where that is not known. `average`: how labels were made of their judgements.
+    from and that are the judge itself, None where that is not known. `average`: how labels are made of judgements.
     """
 
     labels: Sequence[Label]

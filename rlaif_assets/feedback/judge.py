@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from rlaif_assets.feedback.errors import JudgeStoppedError
+from rlaif_assets.feedback.errors import JudgeStoppedError as JudgeStoppedError
 from rlaif_assets.language_models.local import Conversation, LocalModel
 from rlaif_assets.language_models.prompts import JUDGE_OPTIONS, JUDGE_PREFILL
 

@@ -1,5 +1,13 @@
-"""The error of model folders and of requests to a model. Light, so that it can be caught without importing torch."""
+"""The errors of models and of requests to them. Light, so that they can be caught without importing torch."""
 
 
 class ModelError(ValueError):
     """A model folder that cannot be used, or a request that a model cannot take: what is wrong and what to do."""
+
+
+class EndpointError(ModelError):
+    """One request that an endpoint did not answer as it should: one line, never with the key."""
+
+
+class EndpointStoppedError(ModelError):
+    """No further request will be made: the budget is spent, too many failed in a row, or none can succeed."""

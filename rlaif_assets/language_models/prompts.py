@@ -19,6 +19,10 @@ _QUESTION = "Consider the following conversation between a human and an assistan
 _OPTIONS = "Options:\n(A) {first}\n(B) {second}"
 _RATING = "{question}\nAssistant: {response}\n{principle}\nRate the response from 1 to 9."
 JUDGE_TEMPLATE = sha256_text("\n".join((_QUESTION, _OPTIONS, JUDGE_PREFILL)))[:32]
+RATING_REQUEST = "Reply with the number and nothing else."
+_RATIONALE_REQUEST = "Before you choose, think step by step about both responses. Do not choose yet."
+_AFTER_RATIONALE = "So what is the answer?"
+COT_TEMPLATE = sha256_text("\n".join((_RATIONALE_REQUEST, _AFTER_RATIONALE)))[:32]
 RATING_TEMPLATE = sha256_text("\n".join((_QUESTION, _RATING, RATING_PREFILL)))[:32]
 
 
@@ -105,3 +109,19 @@ def rating_messages(prompt_messages: Sequence[Message], response: str, principle
     """A single response to be rated 1 to 9 (Lee et al. 2309.00267, direct RLAIF); continues RATING_PREFILL."""
     question = _QUESTION.format(conversation=_transcript(prompt_messages))
     return [_user(_RATING.format(question=question, response=response, principle=principle_text))]
+
+
+def with_request(messages: Sequence[Message], request: str) -> list[Message]:
+    """The conversation with a line added to its last message, or as it is where the line is empty."""
+    last = messages[-1]
+    return [*messages[:-1], {**last, "content": f"{last['content']}\n{request}"}] if request else list(messages)
+
+
+def rationale_messages(question: Sequence[Message]) -> list[Message]:
+    """A judge's question as one that asks for reasons first (Constitutional AI 4.1, chain of thought)."""
+    return with_request(question, _RATIONALE_REQUEST)
+
+
+def verdict_messages(question: Sequence[Message], rationale: str) -> list[Message]:
+    """The choice after the reasons; like the question itself, continues JUDGE_PREFILL."""
+    return [*rationale_messages(question), _assistant(rationale), _user(_AFTER_RATIONALE)]

@@ -72,7 +72,7 @@ CREATE TABLE human_verdicts (
 
 CREATE TABLE external_models (
     snapshot_id VARCHAR, position BIGINT, fingerprint VARCHAR, source VARCHAR, revision VARCHAR,
-    architecture VARCHAR, parameters BIGINT
+    architecture VARCHAR, parameters BIGINT, model VARCHAR, verdicts VARCHAR
 );
 
 -- Steps 1 to 5

@@ -1,0 +1,178 @@
+"""Replies read by hand-computed numbers: which option a text names, and what the log-probabilities say about it."""
+
+import math
+from collections.abc import Mapping
+
+import pytest
+
+from rlaif_assets.feedback.replies import (
+    chosen_option,
+    option_masses,
+    require_certain,
+    two_logprobs,
+    vote_logprobs,
+)
+from rlaif_assets.language_models.endpoint import Reply, ReplyToken
+from rlaif_assets.language_models.errors import EndpointError
+from rlaif_assets.language_models.prompts import JUDGE_OPTIONS, RATING_SCALE
+
+LN = math.log
+
+
+def reply(*tokens: tuple[str, Mapping[str, float | None]], own: float | None = -0.1) -> Reply:
+    """A token's own log-probability is that of its alternatives, else `own`."""
+    return Reply(
+        "".join(text for text, _ in tokens),
+        tuple(ReplyToken(text, others.get(text, own), tuple(others.items())) for text, others in tokens),
+        1,
+        1,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("(A)", "A"),
+        ("A", "A"),
+        (" B.", "B"),
+        ("**B**", "B"),
+        ('"A"', "A"),
+        ("B\n\nBecause it is kind.", "B"),
+        ("A) is kinder", "A"),
+        ("B: it is kinder", "B"),
+        ("The answer is: (A", "A"),
+        ("The answer is A", "A"),
+        ("Answer: B", "B"),
+        ("I choose option B, since", "B"),
+        ("(A) and again (A)", "A"),
+        ("Between (A) and (B) I choose neither", None),
+        ("A better answer would be kind", None),
+        ("A's answer is kind", None),
+        ("I cannot choose", None),
+        ("Apple", None),
+        ("AB", None),
+        ("a", None),
+        ("", None),
+    ],
+)
+def test_the_option_that_a_text_names(text: str, option: str | None) -> None:
+    found = chosen_option(text, JUDGE_OPTIONS)
+    assert (found[0] if found else None) == option
+    assert found is None or text[found[1]] == option
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("7", "7"),
+        ("The rating is: (3)", "3"),
+        ("8.", "8"),
+        ("Rating: 9", "9"),
+        ("10", None),
+        ("7.5", None),
+        ("77", None),
+    ],
+)
+def test_scores(text: str, score: str | None) -> None:
+    found = chosen_option(text, RATING_SCALE)
+    assert (found[0] if found else None) == score
+
+
+@pytest.mark.parametrize("spelling", ["{}", " {}", "({}", "{})", "Ġ{}", "▁{}", "**{}**", " ({})"])
+def test_letters_in_any_spelling(spelling: str) -> None:
+    a, b = spelling.format("A"), spelling.format("B")
+    first, second, bound = two_logprobs(reply((b, {a: LN(0.3), b: LN(0.6)})), JUDGE_OPTIONS)
+    assert (first, second, bound) == (pytest.approx(LN(0.3)), pytest.approx(LN(0.6)), False)
+
+
+def test_spellings_of_one_letter_are_summed() -> None:
+    alternatives = {"A": LN(0.3), " A": LN(0.2), "B": LN(0.1), "A)": LN(0.05), "Apple": LN(0.2), "a": LN(0.1)}
+    first, second, _ = two_logprobs(reply(("A", alternatives)), JUDGE_OPTIONS)
+    assert (first, second) == (pytest.approx(LN(0.55)), pytest.approx(LN(0.1)))
+
+
+def test_the_token_that_decides_is_the_one_with_the_named_letter() -> None:
+    early = {"The": LN(0.9), "A": LN(0.05), "B": LN(0.04)}
+    late = {"A": LN(0.2), "B": LN(0.7)}
+    found = two_logprobs(reply(("The", early), (" answer is: (", {}), ("B", late), (")", {})), JUDGE_OPTIONS)
+    assert found[:2] == (pytest.approx(LN(0.2)), pytest.approx(LN(0.7)))
+
+
+def test_where_no_letter_is_named_the_first_token_with_one_among_its_alternatives_counts() -> None:
+    refusal = reply(("I", {"I": LN(0.9), "A": LN(0.06), "B": LN(0.02)}), (" cannot", {"A": LN(0.5), "B": LN(0.5)}))
+    assert two_logprobs(refusal, JUDGE_OPTIONS)[:2] == (pytest.approx(LN(0.06)), pytest.approx(LN(0.02)))
+    with pytest.raises(EndpointError, match="no option in the reply 'I cannot'"):
+        two_logprobs(reply(("I", {"I": -0.1}), (" cannot", {" cannot": -0.1})), JUDGE_OPTIONS)
+
+
+def test_the_chosen_token_counts_though_the_server_does_not_list_it() -> None:
+    tokens = (ReplyToken("A", LN(0.6), (("B", LN(0.3)), ("(", LN(0.05)))),)
+    assert two_logprobs(Reply("A", tokens, 1, 1, None), JUDGE_OPTIONS)[:2] == (
+        pytest.approx(LN(0.6)),
+        pytest.approx(LN(0.3)),
+    )
+
+
+class TestALetterThatIsNotListed:
+    def test_it_has_the_least_listed_probability_at_most(self) -> None:
+        found = two_logprobs(reply(("A", {"A": LN(0.9), "(": LN(0.05), "The": LN(0.01)})), JUDGE_OPTIONS)
+        assert found == (pytest.approx(LN(0.9)), pytest.approx(LN(0.01)), True)
+
+    def test_and_what_the_listed_ones_leave(self) -> None:
+        first, second, bound = two_logprobs(reply(("B", {"B": LN(0.97), "(": LN(0.02)})), JUDGE_OPTIONS)
+        assert (first, second, bound) == (pytest.approx(LN(0.01)), pytest.approx(LN(0.97)), True)
+
+    def test_it_is_refused_where_the_bound_says_little(self) -> None:
+        unsure = {"A": LN(0.5), "(": LN(0.3), "The": LN(0.1)}  # B may have 0.1 of 0.6
+        with pytest.raises(EndpointError, match=r"tokens: B; their share may be 0\.17: raise .*top_logprobs"):
+            two_logprobs(reply(("A", unsure)), JUDGE_OPTIONS)
+
+    def test_nothing_left_is_finite_all_the_same(self) -> None:
+        first, second, bound = two_logprobs(reply(("A", {"A": 0.0, "(": -9999.0})), JUDGE_OPTIONS)
+        assert (first, bound) == (0.0, True) and math.isfinite(second) and second < -20
+
+    def test_several_scores(self) -> None:
+        nine = {str(i): LN(0.1) for i in range(1, 8)} | {"(": LN(0.29), "x": LN(0.004)}
+        masses = option_masses(reply(("7", nine)), RATING_SCALE)
+        assert masses.unlisted == pytest.approx(0.006)  # what is left, less than twice the least
+        assert masses.doubt == pytest.approx(0.006 / 0.706)
+        require_certain(masses, RATING_SCALE)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf, "x"])
+def test_a_letter_without_a_finite_log_probability(value: float | None) -> None:
+    with pytest.raises(EndpointError, match=rf"log-probability of 'B' is {value}, not a finite number"):
+        two_logprobs(reply(("A", {"A": -0.1, "B": value})), JUDGE_OPTIONS)
+    with pytest.raises(EndpointError, match="not a finite number"):
+        two_logprobs(reply(("A", {"A": value, "B": -0.1})), JUDGE_OPTIONS)
+
+
+def test_other_tokens_may_be_impossible() -> None:
+    found = two_logprobs(reply(("A", {"A": LN(0.6), "B": LN(0.3), "x": -math.inf, "y": None})), JUDGE_OPTIONS)
+    assert found[:2] == (pytest.approx(LN(0.6)), pytest.approx(LN(0.3)))
+
+
+def test_probabilities_in_the_place_of_log_probabilities() -> None:
+    with pytest.raises(EndpointError, match="above 0"):
+        two_logprobs(reply(("A", {"A": 0.9, "B": 0.1})), JUDGE_OPTIONS)
+    with pytest.raises(EndpointError, match=r"sum to 1\.99"):
+        two_logprobs(reply(("A", {"A": -0.0, "B": -0.01})), JUDGE_OPTIONS)
+
+
+def test_no_log_probabilities_or_no_alternatives() -> None:
+    with pytest.raises(EndpointError, match=r"no log-probabilities .*verdicts=votes"):
+        two_logprobs(Reply("A", None, 1, 1, None), JUDGE_OPTIONS)
+    with pytest.raises(EndpointError, match="top_logprobs are needed"):
+        two_logprobs(reply(("A", {})), JUDGE_OPTIONS)
+    with pytest.raises(EndpointError, match="names an option and more"):
+        two_logprobs(reply(("A) because", {"A) because": -0.1})), JUDGE_OPTIONS)
+
+
+def test_votes_are_smoothed_and_invalid_ones_take_from_the_mass() -> None:
+    first, second = vote_logprobs(["A", "A", "A", None, "B", None, "A", "A"], ("A", "B"))
+    assert math.exp(first) + math.exp(second) == pytest.approx(6 / 8)
+    assert math.exp(first) / (math.exp(first) + math.exp(second)) == pytest.approx(5.5 / 7)
+    assert [math.exp(value) for value in vote_logprobs(["B"], ("A", "B"))] == pytest.approx([0.25, 0.75])
+    with pytest.raises(EndpointError, match="none of 2 sampled verdicts names one of A, B"):
+        vote_logprobs([None, None], ("A", "B"))
