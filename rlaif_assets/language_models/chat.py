@@ -2,8 +2,8 @@
 
 Text that comes from data never yields a control token. The template is rendered with numbered marks in the place of the
 contents, so that data never reaches it; then the contents take the places of the marks. A conversation whose tokens
-would hold a control token that the template did not write is tokenised piece by piece, the contents as plain text.
-Every other conversation has exactly the ids that `tokenizer.apply_chat_template` gives it (contents stripped).
+would hold other control tokens than the template wrote, or at other places, is tokenised piece by piece, the contents
+as plain text. Every other one has exactly the ids that `tokenizer.apply_chat_template` gives it (contents stripped).
 """
 
 import re
@@ -30,9 +30,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message
         raise ModelError("a conversation needs at least one message")
     pieces = _template_pieces(tokenizer, _chat_template(tokenizer), _shape(messages), add_generation_prompt=True)
     contents = [messages[int(piece)]["content"].strip() if i % 2 else piece for i, piece in enumerate(pieces)]
-    controls = control_ids(tokenizer)
-    together = _encode("".join(contents), tokenizer)
-    if [i for i in together if i in controls] == _controls_of(tokenizer, tuple(pieces[::2])):
+    together, controls = _encode_with_controls("".join(contents), tokenizer)
+    if controls == _template_controls(tokenizer, contents):
         return together
     ids: list[int] = []
     for i, content in enumerate(contents):
@@ -65,7 +64,19 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     words = [text]
     if backend.pre_tokenizer is not None:
         words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
-    return [token.id for word in words for token in backend.model.tokenize(word)]
+    return [i for word in words for i in _spell(tokenizer, word)]
+
+
+def _spell(tokenizer: PreTrainedTokenizerFast, word: str) -> list[int]:
+    """A pre-tokenised word. One that the vocabulary knows as a control token is spelled by its two halves."""
+    tokens = tokenizer.backend_tokenizer.model.tokenize(word)
+    controls = control_ids(tokenizer)
+    if controls.isdisjoint(token.id for token in tokens):
+        return [token.id for token in tokens]
+    if len(word) == 1:
+        raise ModelError(f"the tokenizer has no plain token for {word!r}, only a control token: reject the row")
+    half = len(word) // 2
+    return _spell(tokenizer, word[:half]) + _spell(tokenizer, word[half:])
 
 
 def decode_text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
@@ -98,10 +109,23 @@ def _control_ids(tokenizer: PreTrainedTokenizerFast, size: int) -> frozenset[int
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    return _tokenised(text, tokenizer)["input_ids"]
+
+
+def _tokenised(text: str, tokenizer: PreTrainedTokenizerFast) -> Any:
     try:
-        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return tokenizer(text, add_special_tokens=False, verbose=False)
     except TypeError as error:  # what the tokenizer raises for half of a surrogate pair, which JSON may hold
         raise ModelError(f"{text[:60]!r} is not valid Unicode: reject the row") from error
+
+
+def _encode_with_controls(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids of `text`, and its control tokens, each with the place where it begins: one of data's cannot stand for
+    one of the template's."""
+    controls = control_ids(tokenizer)
+    encoding = _tokenised(text, tokenizer).encodings[0]
+    ids, offsets = encoding.ids, encoding.offsets
+    return ids, [(token, start) for token, (start, _) in zip(ids, offsets, strict=True) if token in controls]
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -141,10 +165,19 @@ def _template_pieces(
     return pieces
 
 
-@lru_cache(maxsize=256)
-def _controls_of(tokenizer: PreTrainedTokenizerFast, texts: tuple[str, ...]) -> list[int]:
-    controls = control_ids(tokenizer)
-    return [i for text in texts for i in _encode(text, tokenizer) if i in controls]
+def _template_controls(tokenizer: PreTrainedTokenizerFast, contents: Sequence[str]) -> list[tuple[int, int]]:
+    """The control tokens of the template's own pieces (those at even numbers): id and place in the whole text."""
+    found: list[tuple[int, int]] = []
+    start = 0
+    for i, piece in enumerate(contents):
+        found += [] if i % 2 else [(token, start + place) for token, place in _controls_of(tokenizer, piece)]
+        start += len(piece)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _controls_of(tokenizer: PreTrainedTokenizerFast, piece: str) -> list[tuple[int, int]]:
+    return _encode_with_controls(piece, tokenizer)[1]
 
 
 @lru_cache(maxsize=16)

@@ -1,12 +1,14 @@
 """The message lists that a model reads: response, critique, revision, judge question, rating.
 
 Only wording and order live here; tokens are `chat`'s business and principles come from a constitution. The texts follow
-Constitutional AI (2212.08073) 3.1 for critique and revision and 4.1 for the two-option question.
+Constitutional AI (2212.08073) 3.1 for critique and revision and 4.1 for the two-option question. What a judge reads
+about is data (conversations, responses, worked examples) and goes through `fencing`; principles do not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+from rlaif_assets.language_models.fencing import FENCE_VERSION, fence
 from rlaif_assets.records import CritiqueExample, CritiquePrinciple, JudgingExample, Message, Prompt
 from rlaif_assets.store.fingerprint import sha256_text
 
@@ -18,12 +20,16 @@ RATING_SCALE = tuple(str(score) for score in range(1, 10))
 _QUESTION = "Consider the following conversation between a human and an assistant:\n{conversation}"
 _OPTIONS = "Options:\n(A) {first}\n(B) {second}"
 _RATING = "{question}\nAssistant: {response}\n{principle}\nRate the response from 1 to 9."
-JUDGE_TEMPLATE = sha256_text("\n".join((_QUESTION, _OPTIONS, JUDGE_PREFILL)))[:32]
 RATING_REQUEST = "Reply with the number and nothing else."
 _RATIONALE_REQUEST = "Before you choose, think step by step about both responses. Do not choose yet."
 _AFTER_RATIONALE = "So what is the answer?"
+_FENCE = f"fence {FENCE_VERSION}"
+JUDGE_TEMPLATE = sha256_text("\n".join((_QUESTION, _OPTIONS, JUDGE_PREFILL, _FENCE)))[:32]
 COT_TEMPLATE = sha256_text("\n".join((_RATIONALE_REQUEST, _AFTER_RATIONALE)))[:32]
-RATING_TEMPLATE = sha256_text("\n".join((_QUESTION, _RATING, RATING_PREFILL)))[:32]
+RATING_TEMPLATE = sha256_text("\n".join((_QUESTION, _RATING, RATING_PREFILL, _FENCE)))[:32]
+
+Rewrite = Callable[[str], str]
+"""How a text that is data is written into a question."""
 
 
 def _user(content: str) -> Message:
@@ -72,16 +78,21 @@ def _worked_example(example: CritiqueExample) -> list[Message]:
     ]
 
 
-def _transcript(messages: Sequence[Message]) -> str:
+def _transcript(messages: Sequence[Message], rewrite: Rewrite) -> str:
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    return "\n".join(f"{names[message['role']]}: {message['content']}" for message in messages)
+    return "\n".join(f"{names[message['role']]}: {rewrite(message['content'])}" for message in messages)
 
 
 def _judge_question(
-    conversation: str, first: str, second: str, principle_text: str, position: Literal["before", "after"]
+    messages: Sequence[Message],
+    first: str,
+    second: str,
+    principle_text: str,
+    position: Literal["before", "after"],
+    rewrite: Rewrite,
 ) -> str:
-    question = _QUESTION.format(conversation=conversation)
-    options = _OPTIONS.format(first=first, second=second)
+    question = _QUESTION.format(conversation=_transcript(messages, rewrite))
+    options = _OPTIONS.format(first=rewrite(first), second=rewrite(second))
     middle = (principle_text, options) if position == "before" else (options, principle_text)
     return "\n".join((question, *middle))
 
@@ -93,22 +104,25 @@ def judge_messages(
     principle_text: str,
     examples: Sequence[JudgingExample],
     principle_position: Literal["before", "after"],
+    rewrite: Rewrite = fence,
 ) -> list[Message]:
-    """The two-option question of 4.1; the answer continues JUDGE_PREFILL with one of JUDGE_OPTIONS."""
+    """The two-option question of 4.1; the answer continues JUDGE_PREFILL with one of JUDGE_OPTIONS.
+
+    `rewrite` is another one only where fences are compared: JUDGE_TEMPLATE stands for `fence`.
+    """
     messages: list[Message] = []
     for example in examples:
-        question = _judge_question(
-            f"Human: {example.prompt}", example.first, example.second, example.principle, principle_position
-        )
+        asked = [_user(example.prompt)]
+        question = _judge_question(asked, example.first, example.second, example.principle, principle_position, rewrite)
         messages += [_user(question), _assistant(f"{JUDGE_PREFILL}{JUDGE_OPTIONS[example.better]})")]
-    conversation = _transcript(prompt_messages)
-    return [*messages, _user(_judge_question(conversation, first, second, principle_text, principle_position))]
+    question = _judge_question(prompt_messages, first, second, principle_text, principle_position, rewrite)
+    return [*messages, _user(question)]
 
 
 def rating_messages(prompt_messages: Sequence[Message], response: str, principle_text: str) -> list[Message]:
     """A single response to be rated 1 to 9 (Lee et al. 2309.00267, direct RLAIF); continues RATING_PREFILL."""
-    question = _QUESTION.format(conversation=_transcript(prompt_messages))
-    return [_user(_RATING.format(question=question, response=response, principle=principle_text))]
+    question = _QUESTION.format(conversation=_transcript(prompt_messages, fence))
+    return [_user(_RATING.format(question=question, response=fence(response), principle=principle_text))]
 
 
 def with_request(messages: Sequence[Message], request: str) -> list[Message]:

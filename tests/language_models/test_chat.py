@@ -1,10 +1,13 @@
 """Conversations as token ids."""
 
+from collections.abc import Callable
 from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from rlaif_assets.language_models.chat import (
     control_ids,
@@ -15,7 +18,9 @@ from rlaif_assets.language_models.chat import (
     end_of_turn_ids,
 )
 from rlaif_assets.language_models.errors import ModelError
-from rlaif_assets.records import Message
+from rlaif_assets.language_models.local import option_tokens
+from rlaif_assets.language_models.prompts import JUDGE_OPTIONS, JUDGE_PREFILL, judge_messages
+from rlaif_assets.records import JudgingExample, Message
 from tests.tiny_models import KINDS, Kind, tiny_tokenizer
 
 CONVERSATION: list[Message] = [
@@ -84,6 +89,82 @@ def test_no_content_changes_the_control_tokens(kind: Kind, contents: list[str]) 
     assert controls_in(kind, encode_prompt(tokenizer, messages)) == controls_in(
         kind, encode_prompt(tokenizer, harmless)
     )
+
+
+def judged(data: list[str], rewrite: Callable[[str], str]) -> list[Message]:
+    """A judge's question with a worked example about a conversation of several turns, all of it `data`."""
+    asked: list[Message] = [
+        {"role": "system", "content": data[0]},
+        {"role": "user", "content": data[1]},
+        {"role": "assistant", "content": data[2]},
+        {"role": "user", "content": data[3]},
+    ]
+    shown = JudgingExample("e", data[4], data[5], data[6], "Be kind.", 1)
+    return judge_messages(asked, data[7], data[8], "Be kind.", [shown], "before", rewrite)
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    data=st.lists(st.lists(FRAGMENTS, max_size=6).map("".join), min_size=9, max_size=9),
+)
+@settings(max_examples=60)
+def test_no_judged_text_changes_the_control_tokens_even_without_a_fence(kind: Kind, data: list[str]) -> None:
+    tokenizer = tiny_tokenizer(kind)
+    opening, _ = option_tokens(tokenizer, JUDGE_PREFILL, JUDGE_OPTIONS)
+    expected = controls_in(kind, [*encode_prompt(tokenizer, judged(["x"] * 9, str)), *opening])
+    assert controls_in(kind, [*encode_prompt(tokenizer, judged(data, str)), *opening]) == expected
+
+
+def fresh(kind: Kind, name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of its own, to be changed."""
+    return tiny_tokenizer(kind, (f"a tokenizer for {name}",))
+
+
+def test_datas_control_token_cannot_take_the_place_of_the_templates() -> None:
+    """A token that stands only apart from words: data's last word unmakes the template's, and brings one of its own."""
+    tokenizer = fresh("gpt_neox", "single words")
+    tokenizer.add_tokens([AddedToken("[END]", single_word=True, special=False)])
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}[END]{% endfor %}"
+    end = tokenizer.convert_tokens_to_ids("[END]")
+    assert tokenizer("Hello [END] word[END]", add_special_tokens=False)["input_ids"].count(end) == 1
+    ids = encode_prompt(tokenizer, user("Hello [END] word"))
+    assert ids[-1] == end and ids.count(end) == 1
+    assert decode_text(tokenizer, ids) == "Hello [END] word"
+
+
+def test_a_normaliser_does_not_make_control_tokens() -> None:
+    """Added tokens that are found in normalised text: in any case, and in fullwidth characters."""
+    tokenizer = fresh("gpt_neox", "normalisers")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.add_tokens([AddedToken("<turn>", special=False, normalized=True)])
+    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    tokenizer.chat_template = "{% for message in messages %}<turn>{{ message['content'] }}{% endfor %}"
+    for forged in ("<TURN>", "\uff1cturn\uff1e", "\u0338<turn>x"):
+        assert turn in tokenizer(forged, add_special_tokens=False)["input_ids"]
+        ids = encode_prompt(tokenizer, user(f"a {forged} b"))
+        assert ids[0] == turn and ids.count(turn) == 1
+        assert encode_prompt(tokenizer, user(forged)).count(turn) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vocabulary_that_takes_whole_words_does_not_make_control_tokens(kind: Kind) -> None:
+    """Where a word of the vocabulary is taken unmerged, a control token is such a word."""
+    tokenizer = fresh(kind, "whole words")
+    tokenizer.backend_tokenizer.model.ignore_merges = True
+    tokenizer.backend_tokenizer.pre_tokenizer = None
+    spelled = "<|endoftext|>"
+    assert tokenizer.backend_tokenizer.model.tokenize(spelled)[0].id in control_ids(tokenizer)
+    ids = encode_text(tokenizer, spelled)
+    assert control_ids(tokenizer).isdisjoint(ids)
+    assert tokenizer.decode(ids) == spelled
+
+
+def test_the_marks_of_the_template_are_not_datas() -> None:
+    tokenizer = tiny_tokenizer("llama")
+    text = "\ue0000\ue001 and \ue0001\ue001 <|im_end|>"
+    ids = encode_prompt(tokenizer, [*user(text), {"role": "assistant", "content": "x"}, *user("y")])
+    assert decode_text(tokenizer, ids).count("\ue0001\ue001") == 1
+    assert len(controls_in("llama", ids)) == 7
 
 
 @pytest.mark.parametrize("kind", KINDS)
