@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from rlaif_assets.language_models.batching import length_batches, pad
 from rlaif_assets.language_models.chat import (
     control_ids,
     decode_text,
@@ -29,6 +30,7 @@ from rlaif_assets.language_models.chat import (
 )
 from rlaif_assets.language_models.errors import ModelError
 from rlaif_assets.language_models.growing_cache import growing_cache
+from rlaif_assets.language_models.prefix_scores import prefix_scores
 from rlaif_assets.records import Message
 from rlaif_assets.settings import ComputeSettings
 from rlaif_assets.store.fingerprint import folder_fingerprint
@@ -142,16 +144,15 @@ class LocalModel:
     def option_batches(
         self, questions: Sequence[Conversation], prefill: str, options: Sequence[str] = ("A", "B")
     ) -> Iterator[tuple[list[int], np.ndarray, list[int]]]:
-        """`option_logprobs` a batch at a time, as it comes: row numbers, their log-probabilities, tokens read."""
+        """`option_logprobs` a batch at a time, as it comes: row numbers, their log-probabilities, tokens read.
+
+        A question's tokens are all counted as read, those too that it shares with others and that were computed once.
+        """
         opening, variants = option_tokens(self.tokenizer, prefill, tuple(options))
         prompts = [encode_prompt(self.tokenizer, question) + list(opening) for question in questions]
         self._check_context(prompts, 0)
-        for rows in length_batches([len(prompt) for prompt in prompts], self.batch_tokens):
-            last = torch.tensor([[len(prompts[i]) - 1] for i in rows], device=self.device)
-            with torch.inference_mode():
-                full = self._right_padded_logits([prompts[i] for i in rows], last)[:, 0].double().log_softmax(-1)
-                logprobs = torch.stack([full[:, ids].logsumexp(-1) for ids in variants], dim=1).cpu().numpy()
-            yield rows, logprobs, [len(prompts[i]) for i in rows]
+        for scores in prefix_scores(self.model, prompts, variants, self.batch_tokens):
+            yield scores.rows, scores.logprobs, [len(prompts[i]) for i in scores.rows]
 
     def answer_logprobs(
         self, conversations: Sequence[Conversation], token_ids: Sequence[Sequence[int]], temperature: float = 1.0
@@ -316,24 +317,6 @@ def draw_tokens(logits: torch.Tensor, temperature: float, draws: torch.Tensor) -
     cumulative = (logits / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
     heights = draws[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, heights, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
-
-
-def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Positions in batches, longest first, so that rows x longest stays within `budget`; at least one row each."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def pad(rows: Sequence[Sequence[int]], width: int, left: bool) -> torch.Tensor:
-    """(rows, width) filled up with id 0, which callers mask or never look at."""
-    padded = [[0] * (width - len(row)) + list(row) if left else list(row) + [0] * (width - len(row)) for row in rows]
-    return torch.tensor(padded, dtype=torch.long)
 
 
 @lru_cache(maxsize=64)
