@@ -95,7 +95,7 @@ def test_the_attack_is_the_one_for_its_place():
 
 def test_a_question_without_a_reading_is_an_error():
     judge = LocalJudge(local(FakeModel(context=10)))
-    with pytest.raises(ValueError, match="steering cannot be measured: .*context"):
+    with pytest.raises(ValueError, match=r"steering cannot be measured: .*context"):
         steering(judge, words, JUDGING, BY_ID, PAIRS, LANGUAGE, NEUTRAL, SETTINGS)
 
 
