@@ -25,7 +25,7 @@ from rlaif_assets.settings import (
     load_profile,
 )
 
-HEAVY = ("torch", "transformers", "trl", "datasets", "mlflow", "duckdb", "pyarrow", "matplotlib")
+HEAVY = ("torch", "transformers", "trl", "datasets", "mlflow", "duckdb", "pyarrow", "matplotlib", "openai")
 LOAD = """
 import json, sys, time
 import dagster
