@@ -253,12 +253,12 @@ class AuditProbe:
 
     `p_a` is what it is compared with: the pair's label (texts_swap, other_principle), the label under the principle
     (counter_principle), or what people said (agreement). Under exchanged texts `other` belongs to the response that was
-    B.
+    B. `principle_id` is None where several principles made the label.
     """
 
     audit: str
     pair_id: str
-    principle_id: str
+    principle_id: str | None
     p_a: float
     other: float
 

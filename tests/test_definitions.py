@@ -29,7 +29,9 @@ from rlaif_assets.settings import (
     load_profile,
 )
 
-HEAVY = ("torch", "transformers", "trl", "datasets", "mlflow", "duckdb", "pyarrow", "matplotlib", "scipy")
+HEAVY = (
+    "torch", "transformers", "trl", "datasets", "mlflow", "duckdb", "pyarrow", "matplotlib", "scipy", "openai",
+)  # fmt: skip
 LOAD = """
 import json, sys, time
 import dagster

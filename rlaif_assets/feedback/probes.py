@@ -101,7 +101,7 @@ def other_probes(
     labels: Sequence[Label],
 ) -> list[AuditProbe]:
     """Each pair judged under a principle that is not its label's, drawn by hash; none where there is one principle."""
-    groups: dict[str, list[Pair]] = defaultdict(list)
+    groups: dict[str | None, list[Pair]] = defaultdict(list)
     used = {row.pair_id: row.principle_id for row in labels}
     for pair in pairs:
         groups[used[pair.pair_id]].append(pair)

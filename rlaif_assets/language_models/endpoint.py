@@ -200,7 +200,7 @@ class Endpoint:
             return self._line(f"no connection, or it broke: {type(cause).__name__}: {cause}")
         if isinstance(error, openai.APIStatusError):
             body = error.body
-            message = body.get("message") if isinstance(body, dict) else body
+            message = (body.get("message") or body.get("detail")) if isinstance(body, dict) else body
             return self._line(f"HTTP {error.status_code}: {message or 'no reason given'}")
         return self._line(f"the reply is no chat completion ({type(error).__name__}: {error})")
 

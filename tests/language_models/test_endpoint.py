@@ -61,11 +61,12 @@ class TestCalls:
         [
             (Answer({"error": {"message": "busy"}}, 429, {"Retry-After": "0.01"}), "HTTP 429: busy"),
             (Answer({"error": {"message": "a\nb"}}, 500), "HTTP 500: a b"),
+            (Answer({"detail": "out of order"}, 503), "HTTP 503: out of order"),
             (Answer(completion("(A)"), cut=True), "no connection, or it broke: ReadError"),
             (Answer(HTML, content_type="text/html"), "HTTP 200 with text/html that is not JSON"),
             (Answer(HTML), "HTTP 200 with application/json that is not JSON"),
         ],
-        ids=["429", "500", "reset", "html", "html as json"],
+        ids=["429", "500", "503", "reset", "html", "html as json"],
     )
     def test_the_client_tries_again_and_then_gives_one_line(self, serve: Serve, bad: Answer, reason: str) -> None:
         recovering = serve(lambda n, body: GOOD if n else bad)
