@@ -49,7 +49,7 @@ class Home:
     """A home, its Dagster instance and its profile."""
 
     def __init__(self, folder: Path, model: Path, *overrides: str) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.instance = dg.DagsterInstance.ephemeral()
         models = (f"base_model.source={model}", f"feedback_model.source={model}")

@@ -48,7 +48,7 @@ def _label(judgements: list[Judgement], average: Average, orders: Orders) -> Lab
         principle_id=principle_id,
         p_a=average_p_a(rows, average),
         judgement_ids=ids,
-        flipped=_flipped(rows),
+        flipped=_flipped(rows) if orders == "both" else None,
         source="ai",
         annotator=judge,
         orders=orders,
