@@ -54,6 +54,9 @@ def test_an_empty_profile_file_is_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     [
+        "relabel.cron='0 3 * *'",
+        "relabel.time_zone=Mars/Olympus",
+        "relabel.overdue_after_days=0",
         "red_team_prompts.limit=0",
         "red_team_prompts.heldout_share=5",
         "helpfulness_preferences.disagreement=7",
@@ -88,7 +91,7 @@ def test_an_empty_profile_file_is_the_defaults(tmp_path: Path) -> None:
         "ppo_policy.seed=4294967296",
     ],
 )
-def test_a_number_that_cannot_be_meant_is_refused_with_its_field(override: str) -> None:
+def test_a_value_that_cannot_be_meant_is_refused_with_its_field(override: str) -> None:
     with pytest.raises(SettingsError, match=override.partition("=")[0]):
         apply_overrides(Profile(), [override])
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rlaif_assets.ingest.constitution import read_constitution
+from rlaif_assets.ingest.constitution import constitution_fingerprint, read_constitution
 from rlaif_assets.ingest.errors import IngestError
 
 OURS = """
@@ -299,6 +299,27 @@ def test_a_repeated_key_is_refused(folder: Path) -> None:
 
 def test_a_folder_that_is_no_constitution(tmp_path: Path) -> None:
     assert "no CritiqueRevisionInstructions.json" in refused(str(tmp_path))
+
+
+def test_the_fingerprint_follows_the_bytes_of_what_is_read(folder: Path) -> None:
+    assert constitution_fingerprint("default") == constitution_fingerprint("default")
+    mine = written(folder, OURS)
+    before, whole = constitution_fingerprint(mine), constitution_fingerprint(str(folder))
+    written(folder, OURS + "\n")
+    assert constitution_fingerprint(mine) != before
+    assert constitution_fingerprint(str(folder)) == whole  # mine.yaml is no part of Anthropic's layout
+    written(folder, OURS)
+    assert constitution_fingerprint(mine) == before
+    principles = folder / "RLMadisonInstructions.json"
+    principles.write_text(principles.read_text() + " ")
+    assert constitution_fingerprint(str(folder)) != whole
+
+
+def test_a_fingerprint_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IngestError, match="no such file"):
+        constitution_fingerprint(str(tmp_path / "none.yaml"))
+    with pytest.raises(IngestError, match=r"no RLMadisonInstructions\.json"):
+        constitution_fingerprint(str(tmp_path))
 
 
 def test_the_packaged_constitution() -> None:
