@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif_assets.feedback import cot_judge
-from rlaif_assets.feedback.audits import audit
+from rlaif_assets.feedback.audits import Evidence, audit
 from rlaif_assets.feedback.cot_judge import EndpointCotJudge, LocalCotJudge, rationale_seed, with_rationale
 from rlaif_assets.feedback.endpoint_judge import EndpointJudge
 from rlaif_assets.feedback.generation import silent
@@ -124,7 +124,8 @@ class TestLocal:
         judge = LocalCotJudge(LocalJudge(local(FakeModel())), SETTINGS)
         judgements, rejected = judge_pairs(judge, JUDGING, BY_ID, PAIRS, SETTINGS, silent)
         assert not rejected and all(row.rationale and abs(row.p_a - 0.5) <= 0.1 + 1e-9 for row in judgements)
-        verdicts = {row["audit"]: row["passed"] for row in audit(make_labels(judgements), judgements, AuditsSettings())}
+        evidence = Evidence(make_labels(judgements), judgements, PAIRS)
+        verdicts = {row["audit"]: row["passed"] for row in audit(evidence, AuditsSettings())}
         assert verdicts["verdict_reaches_label"] and verdicts["letter_mass"] and verdicts["both_orders"]
 
 

@@ -1,13 +1,12 @@
 """Conversations as token ids."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
-from transformers import PreTrainedTokenizerFast
 
 from rlaif_assets.language_models.chat import (
     control_ids,
@@ -115,7 +114,7 @@ def test_no_judged_text_changes_the_control_tokens_even_without_a_fence(kind: Ki
     assert controls_in(kind, [*encode_prompt(tokenizer, judged(data, str)), *opening]) == expected
 
 
-def fresh(kind: Kind, name: str) -> PreTrainedTokenizerFast:
+def fresh(kind: Kind, name: str) -> Any:
     """A tokenizer of its own, to be changed."""
     return tiny_tokenizer(kind, (f"a tokenizer for {name}",))
 

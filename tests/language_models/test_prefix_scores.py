@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,8 @@ def small(config: PreTrainedConfig) -> PreTrainedModel:
     return model.eval()
 
 
-LLAMA = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "initializer_range": 0.2}
+LLAMA: dict[str, Any] = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+LLAMA["initializer_range"] = 0.2
 LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
 
 
@@ -199,7 +201,7 @@ def test_nothing_shared_is_the_plain_way() -> None:
     np.testing.assert_allclose(found, plain(model, rows, [[1], [2]]), atol=1e-4)
 
 
-SIZES = {"vocab_size": 90, "n_layer": 2, "n_head": 4}
+SIZES: dict[str, Any] = {"vocab_size": 90, "n_layer": 2, "n_head": 4}
 ARCHITECTURES: dict[str, tuple[PreTrainedConfig, bool]] = {
     "absolute positions": (GPT2Config(**SIZES, n_embd=32, n_positions=128, initializer_range=0.2), True),
     "a window that no row reaches": (MistralConfig(**LLAMA, sliding_window=100), True),
