@@ -89,17 +89,18 @@ class Endpoint:
         """
         import openai
 
-        options: dict[str, Any] = {"seed": seed} if seed is not None else {}
+        request: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{**message} for message in messages],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        }
+        if seed is not None:
+            request["seed"] = seed
         if top_logprobs:
-            options |= {"logprobs": True, "top_logprobs": top_logprobs}
+            request |= {"logprobs": True, "top_logprobs": top_logprobs}
         try:
-            completion: Any = self._client.chat.completions.create(
-                model=self.model,
-                messages=[{**message} for message in messages],
-                max_tokens=max_tokens,
-                temperature=temperature,
-                **options,
-            )
+            completion: Any = self._client.chat.completions.create(**request)
             reply = _reply(completion)
         except openai.AuthenticationError:
             raise EndpointStoppedError(

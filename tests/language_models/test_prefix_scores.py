@@ -211,7 +211,7 @@ ARCHITECTURES: dict[str, tuple[PreTrainedConfig, bool]] = {
         LlamaConfig(**LLAMA, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}),
         False,
     ),
-    "attention without sdpa": (LlamaConfig(**LLAMA, attn_implementation="eager"), True),
+    "attention without sdpa": (LlamaConfig(**(LLAMA | {"attn_implementation": "eager"})), True),
 }
 
 
