@@ -199,7 +199,7 @@ def test_labels_that_follow_length_warn():
     assert found["value"] == pytest.approx(1.0) and not found["passed"] and not found["blocks"]
     mixed = verdicts_of(Evidence(labels, judgements, PAIRS))["length_correlation"]
     lengths = [len(one.response_a) - len(one.response_b) for one in PAIRS]
-    wanted = stats.spearmanr([label.p_a for label in labels], lengths)
+    wanted: Any = stats.spearmanr([label.p_a for label in labels], lengths)
     assert mixed["value"] == pytest.approx(abs(wanted.statistic))
     assert verdicts_of(Evidence(labels[:3], judgements, pairs))["length_correlation"]["value"] is None
     assert (
