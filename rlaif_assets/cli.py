@@ -163,8 +163,8 @@ def audit(
 ) -> None:
     """Judge pairs that people labelled and print the audits; exit code 1 where one that stops training failed."""
     with plain_errors(debug):
+        from rlaif_assets.assets.progress import make_progress
         from rlaif_assets.feedback.file_audit import audit_pairs, audit_table, open_judge
-        from rlaif_assets.feedback.generation import silent
         from rlaif_assets.ingest.constitution import read_constitution
         from rlaif_assets.ingest.labelled_pairs import read_labelled_pairs
         from rlaif_assets.settings import FeedbackModelSettings, apply_overrides, load_profile
@@ -176,7 +176,11 @@ def audit(
         named = FeedbackModelSettings(source=source, revision=revision or None) if judge else settings.feedback_model
         opened, model = open_judge(named, settings.compute)
         judging = settings.harmlessness_preferences
-        found = audit_pairs(opened, model, constitution, comparisons, refused, judging, settings.audits, silent)
+        progress = make_progress("bar" if out.is_terminal and not as_json else "none", _line, "audit")
+        try:
+            found = audit_pairs(opened, model, constitution, comparisons, refused, judging, settings.audits, progress)
+        finally:
+            progress.close()
         if as_json:
             print(json.dumps(found, indent=2))
         else:

@@ -398,7 +398,7 @@ class Stage:
             metadata["checkpoint"] = record.path
         if "mlflow_url" in record.metrics:
             metadata["mlflow"] = dg.MetadataValue.url(record.metrics["mlflow_url"])
-        if PASSPORT in record.metrics:
+        if record.metrics.get(PASSPORT):
             told = record.metrics[PASSPORT]
             metadata[PASSPORT] = told if isinstance(told, str) else dg.MetadataValue.json(told)
         if self.untold:

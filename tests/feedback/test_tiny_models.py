@@ -74,9 +74,8 @@ def test_pairs_judgements_labels_and_audits(brief: LocalModel):
         assert label.p_a == pytest.approx((p_ab + p_ba) / 2)
     metrics = label_metrics(labels, judgements, lambda label: 0)
     assert metrics["pairs"] == len(pairs)
-    verdicts = {
-        verdict["audit"]: verdict["passed"] for verdict in audit(Evidence(labels, judgements, pairs), AuditsSettings())
-    }
+    evidence = Evidence(labels, judgements, pairs)
+    verdicts = {verdict["audit"]: verdict["passed"] for verdict in audit(evidence, AuditsSettings())}
     assert verdicts["both_orders"] and verdicts["verdict_reaches_label"]
     assert not verdicts["letter_mass"]  # a random model spreads its probability over the vocabulary
 
