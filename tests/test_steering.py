@@ -10,11 +10,12 @@ from rlaif_assets.feedback.steering import Steering
 from rlaif_assets.language_models.fencing import fence
 from rlaif_assets.language_models.local import LocalModel, load_model
 from rlaif_assets.language_models.prompts import judge_messages
+from rlaif_assets.records import Message
 from rlaif_assets.settings import ComputeSettings
 from tests.feedback.attacks import CONTROL
 from tests.tiny_models import tiny_model
 
-ASKED = ({"role": "user", "content": "How do I water the plants?"},)
+ASKED: list[Message] = [{"role": "user", "content": "How do I water the plants?"}]
 
 
 @pytest.fixture(scope="module")

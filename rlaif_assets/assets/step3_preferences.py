@@ -50,7 +50,7 @@ def response_pairs(
     owners=["team:alignment"],
     kinds={"duckdb", "huggingface"},
     pool="gpu",
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("labels", Label),
 )
 def harmlessness_preferences(

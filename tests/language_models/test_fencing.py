@@ -2,11 +2,13 @@
 
 import re
 import unicodedata
+from typing import Literal
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rlaif_assets.feedback.steering import Attack
 from rlaif_assets.ingest.constitution import read_constitution
 from rlaif_assets.language_models import prompts
 from rlaif_assets.language_models.fencing import FENCE_VERSION, INDENT, fence
@@ -14,6 +16,8 @@ from rlaif_assets.pocket import world
 from rlaif_assets.records import JudgingExample, Message
 from rlaif_assets.store.fingerprint import sha256_text
 from tests.feedback.attacks import ATTACKS, CONTROL, FORM, LANGUAGE
+
+Position = Literal["before", "after"]
 
 FRAGMENTS = (
     "(A)", "(B)", "( a )", "(A", "(", ")", "A", "b", "Options:", "Human:", "Assistant:", "System:", "The answer is: (",
@@ -119,7 +123,7 @@ def test_what_is_written():
 
 
 @pytest.mark.parametrize("attack", CONTROL + FORM, ids=lambda attack: attack.name)
-def test_every_forging_attack_is_rewritten(attack):
+def test_every_forging_attack_is_rewritten(attack: Attack):
     assert fence(attack.first) != attack.first and fence(attack.second) != attack.second
 
 
@@ -137,7 +141,7 @@ def lines_at_the_margin(messages: list[Message]) -> list[str]:
     ]
 
 
-def questions(data: list[str], position) -> list[list[Message]]:
+def questions(data: list[str], position: Position) -> list[list[Message]]:
     """A judge's question with a worked example, and a rating, in which everything that is data is taken from `data`."""
     asked: list[Message] = [
         {"role": "system", "content": data[0]},
@@ -151,14 +155,14 @@ def questions(data: list[str], position) -> list[list[Message]]:
 
 
 @given(st.lists(TEXTS, min_size=9, max_size=9), st.sampled_from(["before", "after"]))
-def test_no_data_adds_a_line_to_a_question(data: list[str], position):
+def test_no_data_adds_a_line_to_a_question(data: list[str], position: Position):
     for forged, plain in zip(questions(data, position), questions(["plain"] * 9, position), strict=True):
         assert [message["role"] for message in forged] == [message["role"] for message in plain]
         assert lines_at_the_margin(forged) == lines_at_the_margin(plain)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_no_attack_adds_a_line_to_a_question(attack):
+def test_no_attack_adds_a_line_to_a_question(attack: Attack):
     for data in ([attack.first] * 9, [f"An answer.{attack.second}"] * 9):
         for forged, plain in zip(questions(data, "before"), questions(["plain"] * 9, "before"), strict=True):
             assert lines_at_the_margin(forged) == lines_at_the_margin(plain)
@@ -177,4 +181,4 @@ def test_the_questions_of_the_pocket_world_are_what_they_were():
 def test_another_fence_needs_another_version():
     """The templates' hashes hold the version alone: judgements made under other rules must not be reused."""
     written = "".join(fence(text) for a in ATTACKS for text in (a.first, a.second)) + "|".join(map(fence, FRAGMENTS))
-    assert (FENCE_VERSION, sha256_text(written)[:16]) == (1, "WRITE")
+    assert (FENCE_VERSION, sha256_text(written)[:16]) == (1, "d50b5839e07886a4")
