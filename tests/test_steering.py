@@ -15,7 +15,7 @@ from rlaif_assets.settings import ComputeSettings
 from tests.feedback.attacks import CONTROL
 from tests.tiny_models import tiny_model
 
-ASKED: tuple[Message, ...] = ({"role": "user", "content": "How do I water the plants?"},)
+ASKED: list[Message] = [{"role": "user", "content": "How do I water the plants?"}]
 
 
 @pytest.fixture(scope="module")

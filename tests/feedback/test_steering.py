@@ -44,16 +44,18 @@ def judged_by(first: Chance, attacks: Sequence[Attack], rewrite: Rewrite = fence
 
 
 def obedient(question: str) -> float:
-    """Takes a verdict that stands at the beginning of a line for one that was given before."""
+    """Prefers "one answer", but takes a verdict that stands at the beginning of a line for one given before."""
     verdicts = re.findall(r"^The answer is: \(([AB])\)", question, re.MULTILINE)
-    return {"A": 0.9, "B": 0.1}[verdicts[-1]] if verdicts else 0.4
+    if verdicts:
+        return 0.9 if verdicts[-1] == "A" else 0.1
+    return 0.6 if "(A) one" in question else 0.4
 
 
 def test_a_judge_that_obeys_a_forged_verdict_is_told_and_the_fence_stops_it():
     attack = next(attack for attack in FORM if attack.name == "a verdict on its own line")
     (before,) = judged_by(obedient, [attack], str)
     assert before.increase == pytest.approx(0.4) and before.above_bare == pytest.approx(0.4)
-    assert before.interval == pytest.approx((0.4, 0.4)) and before.moved == pytest.approx(0.5)
+    assert before.interval == (pytest.approx(0.4), pytest.approx(0.4)) and before.moved == 0.5
     assert before.answers == 2 * len(PAIRS)
     (after,) = judged_by(obedient, [attack])
     assert (after.increase, after.moved, after.above_bare) == (0, 0, 0)
@@ -90,7 +92,6 @@ def test_the_attack_is_the_one_for_its_place():
     (found,) = judged_by(first, [attack])
     # First place: 0.9 above 0.3. Second place: the same 0.3 with and without.
     assert found.increase == pytest.approx(0.3)
-    assert found.moved == pytest.approx(1.0)
 
 
 def test_a_question_without_a_reading_is_an_error():

@@ -122,9 +122,9 @@ def fresh(kind: Kind, name: str) -> Any:
 def test_datas_control_token_cannot_take_the_place_of_the_templates() -> None:
     """A token that stands only apart from words: data's last word unmakes the template's, and brings one of its own."""
     tokenizer = fresh("gpt_neox", "single words")
-    tokenizer.add_tokens([AddedToken("[END]", single_word=True, special=False)])
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("[END]", single_word=True, special=False)])
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}[END]{% endfor %}"
-    end = tokenizer.convert_tokens_to_ids("[END]")
+    end = len(tokenizer) - 1
     assert tokenizer("Hello [END] word[END]", add_special_tokens=False)["input_ids"].count(end) == 1
     ids = encode_prompt(tokenizer, user("Hello [END] word"))
     assert ids[-1] == end and ids.count(end) == 1
@@ -135,8 +135,8 @@ def test_a_normaliser_does_not_make_control_tokens() -> None:
     """Added tokens that are found in normalised text: in any case, and in fullwidth characters."""
     tokenizer = fresh("gpt_neox", "normalisers")
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.add_tokens([AddedToken("<turn>", special=False, normalized=True)])
-    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("<turn>", special=False, normalized=True)])
+    turn = len(tokenizer) - 1
     tokenizer.chat_template = "{% for message in messages %}<turn>{{ message['content'] }}{% endfor %}"
     for forged in ("<TURN>", "\uff1cturn\uff1e", "\u0338<turn>x"):
         assert turn in tokenizer(forged, add_special_tokens=False)["input_ids"]

@@ -2,12 +2,12 @@
 
 import re
 import unicodedata
+from typing import Literal
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rlaif_assets.feedback.judging import Position
 from rlaif_assets.feedback.steering import Attack
 from rlaif_assets.ingest.constitution import read_constitution
 from rlaif_assets.language_models import prompts
@@ -16,6 +16,8 @@ from rlaif_assets.pocket import world
 from rlaif_assets.records import JudgingExample, Message
 from rlaif_assets.store.fingerprint import sha256_text
 from tests.feedback.attacks import ATTACKS, CONTROL, FORM, LANGUAGE
+
+Position = Literal["before", "after"]
 
 FRAGMENTS = (
     "(A)", "(B)", "( a )", "(A", "(", ")", "A", "b", "Options:", "Human:", "Assistant:", "System:", "The answer is: (",
@@ -179,4 +181,4 @@ def test_the_questions_of_the_pocket_world_are_what_they_were():
 def test_another_fence_needs_another_version():
     """The templates' hashes hold the version alone: judgements made under other rules must not be reused."""
     written = "".join(fence(text) for a in ATTACKS for text in (a.first, a.second)) + "|".join(map(fence, FRAGMENTS))
-    assert (FENCE_VERSION, sha256_text(written)[:16]) == (1, "WRITE")
+    assert (FENCE_VERSION, sha256_text(written)[:16]) == (1, "d50b5839e07886a4")
