@@ -277,6 +277,21 @@ class TestLogprobs:
         assert [len(values) for values in model.answer_logprobs(QUESTIONS[:2], [[], [3]])] == [0, 1]
 
 
+@pytest.mark.parametrize("split_words", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("prefill", "options"), [(JUDGE_PREFILL, JUDGE_OPTIONS), (RATING_PREFILL, RATING_SCALE)])
+def test_options_of_every_tokenizer(prefill: str, options: tuple[str, ...], kind: Kind, split_words: bool) -> None:
+    tokenizer = tiny_tokenizer(kind, (*SENTENCES, *(f"{prefill}{option})" for option in options)) * 3, split_words)
+    opening, variants = option_tokens(tokenizer, prefill, options)
+    for option, ids in zip(options, variants, strict=True):
+        spelled = encode_text(tokenizer, f"{prefill}{option})")
+        assert spelled[: len(opening)] == list(opening) and spelled[len(opening)] in ids
+        for token in ids:
+            text = str(tokenizer.decode([*opening, token], clean_up_tokenization_spaces=False))
+            assert text.replace(" ", "").startswith(f"{prefill}{option}".replace(" ", ""))
+    assert len(set[int]().union(*variants)) == sum(map(len, variants))
+
+
 def test_options_that_merge_with_the_prefill() -> None:
     tokenizer = tiny_tokenizer("llama", ("The answer is: (A)", "The answer is: (B)", "(A) (B)") * 3, split_words=False)
     # The bracket is not a token of its own here: it is part of a longer one, which depends on the letter.
