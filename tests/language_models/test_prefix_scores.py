@@ -202,6 +202,7 @@ def test_nothing_shared_is_the_plain_way() -> None:
 
 
 SIZES: dict[str, Any] = {"vocab_size": 90, "n_layer": 2, "n_head": 4}
+EAGER: dict[str, Any] = LLAMA | {"attn_implementation": "eager"}
 ARCHITECTURES: dict[str, tuple[PreTrainedConfig, bool]] = {
     "absolute positions": (GPT2Config(**SIZES, n_embd=32, n_positions=128, initializer_range=0.2), True),
     "a window that no row reaches": (MistralConfig(**LLAMA, sliding_window=100), True),
@@ -211,7 +212,7 @@ ARCHITECTURES: dict[str, tuple[PreTrainedConfig, bool]] = {
         LlamaConfig(**LLAMA, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}),
         False,
     ),
-    "attention without sdpa": (LlamaConfig(**(LLAMA | {"attn_implementation": "eager"})), True),
+    "attention without sdpa": (LlamaConfig(**EAGER), True),
 }
 
 
