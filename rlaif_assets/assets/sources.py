@@ -94,7 +94,7 @@ def read_judging_constitution(config: ConstitutionSettings) -> Product:
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "duckdb"},
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("prompts", Prompt),
 )
 def red_team_prompts(
@@ -120,7 +120,7 @@ def red_team_prompts(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "duckdb"},
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("prompts", Prompt),
 )
 def helpful_prompts(
@@ -146,7 +146,7 @@ def helpful_prompts(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "duckdb"},
-    code_version="3",
+    code_version="4",
     metadata=table_metadata("comparisons", Comparison),
 )
 def helpfulness_preferences(
@@ -172,7 +172,7 @@ def helpfulness_preferences(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "duckdb"},
-    code_version="3",
+    code_version="4",
     metadata=table_metadata("community_pairs", CommunityPair),
 )
 def community_votes(
