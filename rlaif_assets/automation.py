@@ -106,6 +106,10 @@ def labels_flipped(context: dg.SensorEvaluationContext, storage: Storage) -> dg.
     if changes.inputs["harmlessness_preferences"] != labels.snapshot_id:
         return dg.SkipReason("label_changes tells of an earlier preference set: materialize it")
     flipped, count, share = (changes.metrics[name] for name in ("flipped", "labels", "flipped_share"))
+    if not count:
+        return dg.SensorResult(
+            skip_reason=dg.SkipReason("no label was there before to compare with"), cursor=changes.snapshot_id
+        )
     told = f"{flipped} of {count} labels flipped ({share:.1%}, limit {PROFILE.relabel.retrain_flipped_share:.1%})"
     if share <= PROFILE.relabel.retrain_flipped_share:
         return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=changes.snapshot_id)

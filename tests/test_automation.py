@@ -258,10 +258,10 @@ class Relabelled:
         verdict = {"audit": "letter_mass", "passed": True, "value": mass, "threshold": 0.0}
         return self.publish("harmlessness_preferences", key, tables={"verdicts": [verdict] if mass is not None else []})
 
-    def changes(self, labels: str, flipped: int) -> str:
-        metrics = {"flipped": flipped, "labels": 200, "flipped_share": flipped / 200}
-        inputs = {"harmlessness_preferences": labels}
-        return self.publish("label_changes", f"{flipped} of {labels}", inputs=inputs, metrics=metrics)
+    def changes(self, of: str, flipped: int, labels: int = 200) -> str:
+        metrics = {"flipped": flipped, "labels": labels, "flipped_share": flipped / labels if labels else None}
+        inputs = {"harmlessness_preferences": of}
+        return self.publish("label_changes", f"{flipped} of {of}", inputs=inputs, metrics=metrics)
 
     def look(self) -> str | dict[str, str]:
         context = dg.build_sensor_context(cursor=self.cursor, resources={"storage": Storage(home=str(self.home))})
@@ -289,6 +289,12 @@ def test_training_is_asked_for_once_for_each_relabel_above_the_limit(relabelled:
     assert "nothing was relabelled since" in relabelled.look()
     relabelled.changes(relabelled.labels("one"), flipped=11)
     assert fired(relabelled.look())
+
+
+def test_the_first_labels_are_no_reason_to_train(relabelled: Relabelled) -> None:
+    relabelled.changes(relabelled.labels("one"), flipped=0, labels=0)
+    assert "no label was there before" in relabelled.look()
+    assert "nothing was relabelled since" in relabelled.look()
 
 
 def test_training_is_never_asked_for_after_a_failed_gate(
