@@ -81,8 +81,9 @@ def _p_a(fields: dict[str, Any]) -> float:
 
 def _time(fields: dict[str, Any]) -> str:
     """In UTC, so that the texts' order is that of the times."""
+    text = _text(fields, "time")
     try:
-        found = datetime.fromisoformat(_text(fields, "time"))
+        found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise RowError(f"time is {fields['time']!r}; give ISO 8601, such as 2026-01-31T09:30:00Z") from error
+        raise RowError(f"time is {text!r}; give ISO 8601, such as 2026-01-31T09:30:00Z") from error
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
