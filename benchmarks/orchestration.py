@@ -26,6 +26,7 @@ import dagster as dg
 from rlaif_assets.assets import recording
 from rlaif_assets.definitions import build_defs
 from rlaif_assets.records import Rejection
+from rlaif_assets.store.warehouse import SnapshotRecord
 
 SIDE = "RLAIF_BENCHMARK_SIDE"
 WITH_MLFLOW = "RLAIF_BENCHMARK_MLFLOW"
@@ -54,8 +55,9 @@ def _record(
     work: Callable[[], recording.Product],
     identity: Callable[[], Mapping[str, Any]] | None = None,
     registered: str | None = None,
+    shown: Callable[[SnapshotRecord], Mapping[str, str]] = lambda record: {},
 ) -> dg.MaterializeResult:
-    return RECORD(self, _no_work, identity, registered)
+    return RECORD(self, _no_work, identity, registered, shown)
 
 
 def _record_source(self: recording.Stage, read: Callable[[], recording.Product]) -> dg.MaterializeResult:

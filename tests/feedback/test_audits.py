@@ -96,3 +96,28 @@ def test_one_bad_label_among_good_ones(change: dict):
 
 def test_an_empty_set_fails_everything():
     assert failed([], []) == NAMES
+
+
+def test_other_averages_and_single_orders_pass_where_they_are_what_was_asked():
+    judgements = make_judgements(SOUND)
+    labels = make_labels(judgements, "log_odds")
+    assert all(row["passed"] for row in audit(labels, judgements, SETTINGS, "log_odds"))
+    assert failed(labels, judgements) == ["verdict_reaches_label"]
+    one_each = judgements[::2]
+    single = make_labels(one_each, orders="single")
+    assert failed(single, one_each) == ["position_flip_rate"]  # nothing to measure it on
+    assert "both_orders" in failed(make_labels(judgements, orders="single"), judgements)
+
+
+def test_labels_under_several_principles_need_both_orders_of_each():
+    judgements = make_judgements(SOUND)
+    more = [replace(row, judgement_id=f"j1-{row.judgement_id}", principle_id="j1") for row in judgements]
+    assert failed(make_labels([*judgements, *more]), [*judgements, *more]) == []
+    assert failed(make_labels([*judgements, *more[1:]]), [*judgements, *more[1:]]) == ["both_orders"]
+
+
+def test_peoples_labels_are_not_asked_what_the_judge_is():
+    judgements = make_judgements(SOUND)
+    labels = make_labels(judgements)
+    human = [replace(label, source="human", p_a=1 - label.p_a, orders=None, flipped=None) for label in labels[:3]]
+    assert failed([*human, *labels[3:]], judgements) == []
