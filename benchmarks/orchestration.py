@@ -59,7 +59,7 @@ def _record(
     shown: Callable[[SnapshotRecord], Mapping[str, str]] = lambda record: {},
     guard: AbstractContextManager[None] | None = None,
 ) -> dg.MaterializeResult:
-    return RECORD(self, _no_work, identity, registered, guard=guard)
+    return RECORD(self, _no_work, identity, registered, shown, guard)
 
 
 def _record_source(self: recording.Stage, read: Callable[[], recording.Product]) -> dg.MaterializeResult:

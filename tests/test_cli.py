@@ -33,7 +33,7 @@ def rlaif(*words: str) -> Result:
 def test_help_names_every_verb_without_loading_anything_heavy():
     result = rlaif("--help")
     assert result.exit_code == 0
-    assert all(verb in result.output for verb in ("run", "report", "audit", "ui", "doctor"))
+    assert all(verb in result.output for verb in ("run", "relabel", "audit", "report", "ui", "doctor"))
     heavy = "{'dagster', 'duckdb', 'torch', 'mlflow', 'pyarrow', 'numpy'}"
     code = f"import rlaif_assets.cli, sys; print(sorted({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"

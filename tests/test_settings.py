@@ -66,6 +66,11 @@ def test_an_empty_profile_file_is_the_defaults(tmp_path: Path) -> None:
         "sl_cai_checkpoint.learning_rate=.nan",
         "sl_cai_checkpoint.heldout_share=1",
         "response_pairs.temperature=0",
+        "harmlessness_preferences.principles_per_pair=0",
+        "harmlessness_preferences.drift_sample=1.5",
+        "harmlessness_preferences.max_age_days=0",
+        "harmlessness_preferences.as_of=soon",
+        "label_changes.largest_flips=-1",
         "audits.max_flip_rate=1.5",
         "pmp_checkpoint.max_length=0",
         "reward_model.ai_weight=-1",
@@ -94,6 +99,12 @@ def test_an_empty_profile_file_is_the_defaults(tmp_path: Path) -> None:
 def test_a_value_that_cannot_be_meant_is_refused_with_its_field(override: str) -> None:
     with pytest.raises(SettingsError, match=override.partition("=")[0]):
         apply_overrides(Profile(), [override])
+
+
+def test_a_date_is_a_date_however_it_is_written() -> None:
+    written = [f"harmlessness_preferences.as_of={text}" for text in ("2026-01-31", "'2026-01-31'", "20260131")]
+    found = {apply_overrides(Profile(), [override]).harmlessness_preferences.as_of for override in written}
+    assert found == {"2026-01-31"}
 
 
 def test_edges_that_can_be_meant_are_taken() -> None:

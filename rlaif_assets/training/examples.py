@@ -75,9 +75,9 @@ def sft_examples(
 
 
 def label_examples(
-    labels: Sequence[Label], pairs: Sequence[Pair], prompts: Mapping[str, Prompt], weight: float
+    labels: Sequence[Label], pairs: Sequence[Pair], prompts: Mapping[str, Prompt], weights: Mapping[str, float]
 ) -> list[PreferenceExample]:
-    """Soft harmlessness labels as comparisons; `row_id` is the label's id and `source` the label's."""
+    """Soft harmlessness labels as comparisons; `row_id` is the label's id, `source` the label's, with its weight."""
     by_id = {pair.pair_id: pair for pair in pairs}
     return [
         PreferenceExample(
@@ -87,7 +87,7 @@ def label_examples(
             by_id[label.pair_id].response_b,
             label.p_a,
             label.source,
-            weight,
+            weights[label.source],
         )
         for label in labels
     ]

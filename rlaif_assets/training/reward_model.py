@@ -31,7 +31,7 @@ def train_reward_model(
     and one row {row_id, role, source} per example used. `prompts` are those that `pairs` answer. Raises TrainingError.
     """
     by_id = examples.prompts_by_id(prompts)
-    rows = examples.label_examples(labels, pairs, by_id, settings.ai_weight)
+    rows = examples.label_examples(labels, pairs, by_id, {"ai": settings.ai_weight, "human": settings.human_weight})
     rows += examples.comparison_examples(comparisons, settings.human_weight)
     split = examples.split_heldout(rows, examples.conversation_id, settings.heldout_share, settings.seed)
     options = {**examples.training_options(settings), "center_coefficient": settings.center_coefficient}

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from rlaif_assets.feedback.audits import Evidence, audit
-from rlaif_assets.feedback.labels import make_labels
+from rlaif_assets.feedback.labels import Average, make_labels
 from rlaif_assets.feedback.limits import RULES
 from rlaif_assets.records import AuditProbe, Judgement, Label, Pair
 from rlaif_assets.settings import AuditsSettings
@@ -37,9 +37,14 @@ def verdicts_of(evidence: Evidence, settings: AuditsSettings = SETTINGS) -> dict
     return {verdict["audit"]: verdict for verdict in audit(evidence, settings)}
 
 
-def failed(labels: Sequence[Label], judgements: Sequence[Judgement], settings: AuditsSettings = SETTINGS) -> list[str]:
+def failed(
+    labels: Sequence[Label],
+    judgements: Sequence[Judgement],
+    settings: AuditsSettings = SETTINGS,
+    average: Average = "probability",
+) -> list[str]:
     """Names of the failed audits that stop training, of a set whose probes are sound."""
-    found = audit(Evidence(labels, judgements, PAIRS, probes=TURNED, has_counter=True), settings)
+    found = audit(Evidence(labels, judgements, PAIRS, probes=TURNED, has_counter=True, average=average), settings)
     return [verdict["audit"] for verdict in found if verdict["blocks"] and not verdict["passed"]]
 
 
@@ -235,3 +240,28 @@ def test_what_people_said_is_not_held_against_the_judge():
     judgements = make_judgements(SOUND[:19])
     human = Label("h", "pair-19", "j0", 1.0, (), None, "human", "a person")
     assert failed([*make_labels(judgements), human], judgements) == []
+
+
+def test_other_averages_and_single_orders_pass_where_they_are_what_was_asked():
+    judgements = make_judgements(SOUND)
+    labels = make_labels(judgements, "log_odds")
+    assert failed(labels, judgements, average="log_odds") == []
+    assert failed(labels, judgements) == ["verdict_reaches_label"]
+    one_each = judgements[::2]
+    single = make_labels(one_each, orders="single")
+    assert failed(single, one_each) == ["position_flip_rate"]  # nothing to measure it on
+    assert "both_orders" in failed(make_labels(judgements, orders="single"), judgements)
+
+
+def test_labels_under_several_principles_need_both_orders_of_each():
+    judgements = make_judgements(SOUND)
+    more = [replace(row, judgement_id=f"j1-{row.judgement_id}", principle_id="j1") for row in judgements]
+    assert failed(make_labels([*judgements, *more]), [*judgements, *more]) == []
+    assert failed(make_labels([*judgements, *more[1:]]), [*judgements, *more[1:]]) == ["both_orders"]
+
+
+def test_peoples_labels_are_not_asked_what_the_judge_is():
+    judgements = make_judgements(SOUND)
+    labels = make_labels(judgements)
+    human = [replace(label, source="human", p_a=1 - label.p_a, orders=None, flipped=None) for label in labels[:3]]
+    assert failed([*human, *labels[3:]], judgements) == []

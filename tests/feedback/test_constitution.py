@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from rlaif_assets.feedback.constitution import draw_principle
+from rlaif_assets.feedback.constitution import draw_principle, draw_principles
 from rlaif_assets.records import JudgingPrinciple
 from tests.feedback.fakes import JUDGING, judging_principle
 
@@ -43,6 +43,20 @@ def test_an_added_principle_takes_only_the_rows_that_it_wins():
     added = judging_principle(99)
     before, after = draws(PRINCIPLES), draws((*PRINCIPLES, added))
     assert all(after[row] in (before[row], added) for row in ROWS)
+
+
+def test_several_are_different_and_begin_with_those_of_a_smaller_count():
+    for row in ROWS[:50]:
+        every = draw_principles(PRINCIPLES, row, 0, "judging-principle", 99)
+        assert set(every) == set(PRINCIPLES) and len(every) == 16
+        for count in (1, 2, 7):
+            assert draw_principles(PRINCIPLES, row, 0, "judging-principle", count) == every[:count]
+        assert every[0] == draw_principle(PRINCIPLES, row, 0, "judging-principle")
+
+
+def test_a_removed_principle_leaves_only_its_own_rows():
+    before, after = draws(PRINCIPLES), draws(PRINCIPLES[1:])
+    assert {row for row in ROWS if before[row] != after[row]} == {row for row in ROWS if before[row] == PRINCIPLES[0]}
 
 
 def test_no_principle_is_an_error():

@@ -1,5 +1,7 @@
 """Labels and their metrics, by hand."""
 
+import dataclasses
+import math
 import random
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -30,6 +32,32 @@ def test_a_label_is_the_mean_of_both_orders():
 )
 def test_flipped(ab: float, ba: float, flipped: bool | None):
     assert make_labels(make_judgements([(ab, ba)]))[0].flipped is flipped
+
+
+def test_several_principles_make_one_label_that_names_none():
+    rows = make_judgements([(0.9, 0.6)])
+    more = [dataclasses.replace(row, judgement_id=f"j1-{row.order}", principle_id="j1", p_a=0.2) for row in rows]
+    (label,) = make_labels([*rows, *more])
+    assert (label.p_a, label.principle_id, label.orders) == (pytest.approx(0.475), None, "both")
+    assert label.flipped is True  # 0.55 in order ab, 0.4 in order ba
+    assert set(label.judgement_ids) == {"pair-0-ab", "pair-0-ba", "j1-ab", "j1-ba"}
+
+
+def test_log_odds_are_averaged_where_it_is_asked():
+    rows = make_judgements([(0.9, 0.6)], mass=0.7)
+    (label,) = make_labels(rows, "log_odds")
+    odds = math.sqrt(9 * 1.5)
+    assert label.p_a == pytest.approx(odds / (1 + odds))
+    assert label.label_id != make_labels(rows)[0].label_id
+    (certain,) = make_labels([dataclasses.replace(rows[0], logprob_first=0.0, logprob_second=-1e4)], "log_odds")
+    assert certain.p_a == 1.0
+
+
+def test_single_orders_are_marked_and_tell_no_flip():
+    rows = make_judgements([(0.9, 0.2)])
+    more = [dataclasses.replace(rows[1], judgement_id="other", principle_id="j1")]
+    (label,) = make_labels([rows[0], *more], orders="single")
+    assert (label.orders, label.flipped) == ("single", None)
 
 
 def test_one_order_alone_gives_a_label_that_says_so():
