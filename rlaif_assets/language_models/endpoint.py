@@ -89,13 +89,14 @@ class Endpoint:
         """
         import openai
 
-        options: dict[str, Any] = {"seed": seed} if seed is not None else {}
+        options: dict[str, Any] = {"messages": [dict(message) for message in messages]}
+        if seed is not None:
+            options["seed"] = seed
         if top_logprobs:
             options |= {"logprobs": True, "top_logprobs": top_logprobs}
         try:
             completion: Any = self._client.chat.completions.create(
                 model=self.model,
-                messages=[{**message} for message in messages],
                 max_tokens=max_tokens,
                 temperature=temperature,
                 **options,
