@@ -89,18 +89,18 @@ class Endpoint:
         """
         import openai
 
-        request: dict[str, Any] = {
-            "model": self.model,
-            "messages": [{**message} for message in messages],
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-        }
+        options: dict[str, Any] = {"messages": [dict(message) for message in messages]}
         if seed is not None:
-            request["seed"] = seed
+            options["seed"] = seed
         if top_logprobs:
-            request |= {"logprobs": True, "top_logprobs": top_logprobs}
+            options |= {"logprobs": True, "top_logprobs": top_logprobs}
         try:
-            completion: Any = self._client.chat.completions.create(**request)
+            completion: Any = self._client.chat.completions.create(
+                model=self.model,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                **options,
+            )
             reply = _reply(completion)
         except openai.AuthenticationError:
             raise EndpointStoppedError(
