@@ -44,12 +44,21 @@ def test_our_tokens_are_the_local_judges(model: LocalModel):
 
 
 def test_all_arms_are_measured_on_the_same_pairs(model: LocalModel):
-    arms: benchmark.Arms = {"no fence": (benchmark.by_us, str), "fence": (benchmark.by_us, fence)}
+    arms = {"no fence": benchmark.Arm(benchmark.by_us, str), "fence": benchmark.Arm(benchmark.by_us, fence)}
     found = benchmark.measured(model, arms, CONTROL[5:6], 1)
     assert {arm: [(row.attack, row.answers) for row in rows] for arm, rows in found.items()} == {
         "no fence": [("ChatML: end of text", 2)],
         "fence": [("ChatML: end of text", 2)],
     }
+
+
+def test_further_fences_write_data_and_notes_otherwise(model: LocalModel):
+    written = [arm.rewrite("Look at\n(A)") for arm in benchmark.FURTHER.values()]
+    fenced = "Look at\n    \\u{28}A)"
+    assert written == [fenced, f'"{fenced}"', fenced.replace(" ", "^"), fenced]
+    noted = benchmark.noted_constitution(" And more.").principles
+    assert all(principle.text.endswith(" And more.") for principle in noted)
+    assert 0 <= benchmark.right_verdicts(model, benchmark.FURTHER["and a note"], 3) <= 1
 
 
 def test_table_goes_between_the_markers(tmp_path: Path):
