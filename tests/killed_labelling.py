@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlaif_assets.assets import recording, step3_preferences
+from rlaif_assets.feedback import probes
 from rlaif_assets.feedback.judge import Outcomes, Reading
 from rlaif_assets.language_models.local import Conversation
 from rlaif_assets.store.fingerprint import row_id
 from tests.feedback.fakes import hashed_logprobs
 from tests.homes import Home, failure
-from tests.preference_homes import LABELS
+from tests.preference_homes import LABELS, sound_probes
 
 BATCH = 6
 
@@ -40,6 +41,7 @@ class WritingJudge:
 def label_home(folder: Path, model: Path, log: Path, batches: int | None) -> None:
     step3_preferences.judge_of = lambda stage: WritingJudge(log, batches)
     recording.Stage._start_run = lambda self: None
+    probes.probe_judge = sound_probes
     result = Home(folder, model, f"constitution.path={folder / 'constitution.yaml'}").run([LABELS])
     if not result.success:
         raise SystemExit(failure(result))

@@ -10,7 +10,7 @@ import dagster as dg
 import yaml
 
 from rlaif_assets.assets.recording import as_records
-from rlaif_assets.records import Label, Pair
+from rlaif_assets.records import AuditProbe, Label, Pair
 from rlaif_assets.store.judgements import JudgementStore
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 from tests.feedback.fakes import make_pair, make_prompt
@@ -19,6 +19,11 @@ from tests.homes import Home, failure
 STEP_3 = ("judging_constitution", "human_verdicts", "feedback_model", "harmlessness_preferences", "label_changes")
 LABELS = "harmlessness_preferences"
 CATEGORIES = ("theft", "fraud", None)
+
+
+def sound_probes(*_: Any) -> list[AuditProbe]:
+    """In the place of `probes.probe_judge`, where a test counts what is asked to make labels."""
+    return [AuditProbe(audit, "pair", None, 0.9, 0.1) for audit in ("texts_swap", "counter_principle")]
 
 
 def make_preference_home(folder: Path, model: Path, pairs: int = 24, *overrides: str) -> Home:

@@ -18,10 +18,11 @@ from rlaif_assets import automation, pipeline, ui
 from rlaif_assets.assets.configuration import run_config
 from rlaif_assets.assets.recording import SKIPPED_TAG
 from rlaif_assets.definitions import defs
+from rlaif_assets.feedback.limits import RULES, make_verdict
 from rlaif_assets.instance import QUIET, process_tags
 from rlaif_assets.relabel_lock import relabel_lock
 from rlaif_assets.resources import Storage
-from rlaif_assets.settings import Profile, apply_overrides, load_profile
+from rlaif_assets.settings import AuditsSettings, Profile, apply_overrides, load_profile
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 from tests.homes import Home, failure, metadata
 from tests.test_relabel_lock import end, hold
@@ -255,8 +256,12 @@ class Relabelled:
         return record.snapshot_id
 
     def labels(self, key: str, mass: float | None = 0.9) -> str:
-        verdict = {"audit": "letter_mass", "passed": True, "value": mass, "threshold": 0.0}
-        return self.publish("harmlessness_preferences", key, tables={"verdicts": [verdict] if mass is not None else []})
+        """A set whose audits all pass, but that of the letters' mass where it is too small; None: never audited."""
+        sound: dict[str, tuple[float | None, int | None]] = dict.fromkeys(RULES, (None, None))
+        verdicts = [
+            make_verdict(name, *(sound | {"letter_mass": (mass, 100)})[name], "", AuditsSettings()) for name in RULES
+        ]
+        return self.publish("harmlessness_preferences", key, tables={"verdicts": verdicts if mass is not None else []})
 
     def changes(self, of: str, flipped: int, labels: int = 200) -> str:
         metrics = {"flipped": flipped, "labels": labels, "flipped_share": flipped / labels if labels else None}

@@ -80,7 +80,7 @@ BROKEN: dict[str, tuple[Answer, str]] = {
 UPSTREAM = [
     *("critique_constitution", "judging_constitution", "red_team_prompts", "helpful_prompts", "community_votes"),
     *("helpfulness_preferences", "base_model", "feedback_model", "revised_responses", "sl_cai_checkpoint"),
-    *("response_pairs", "pmp_checkpoint"),
+    *("response_pairs", "pmp_checkpoint", "human_verdicts"),
 ]
 CHOSEN = ["harmlessness_preferences", "reward_model"]
 

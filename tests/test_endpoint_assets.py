@@ -3,12 +3,14 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import duckdb
 import pytest
 
 from rlaif_assets.records import Judgement
+from rlaif_assets.store.judgements import JudgementStore
 from rlaif_assets.store.warehouse import schema
 from tests.chat_server import MODEL, Answer, ChatServer, Plan, completion, letters, text_of
 from tests.homes import Home, failure, metadata
@@ -24,7 +26,7 @@ def home(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     monkeypatch.setenv("MY_KEY", KEY)
     yield home
     assert home.run(STEPS).success
-    assert home.ids() == home.first
+    assert {name: home.ids()[name] for name in STEPS} == {name: home.first[name] for name in STEPS}
 
 
 def settings(server: ChatServer, *more: str) -> tuple[str, ...]:
@@ -45,7 +47,9 @@ def plan(n: int, body: Mapping[str, Any]) -> Answer:
 
 
 def rows(home: Home) -> list[dict[str, Any]]:
-    return home.warehouse.rows("judgements", home.ids()["harmlessness_preferences"])
+    labels = home.warehouse.rows("labels", home.ids()["harmlessness_preferences"])
+    wanted = [judgement for label in labels for judgement in label["judgement_ids"]]
+    return [asdict(row) for row in JudgementStore(home.warehouse).fetch(wanted).values()]
 
 
 def test_what_is_recorded_of_an_endpoint_and_what_is_reused(

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from rlaif_assets.assets import recording
 from rlaif_assets.assets.recording import FORCE_TAG
 from rlaif_assets.cli import app
+from rlaif_assets.feedback import probes
 from rlaif_assets.feedback.judge import JudgeStoppedError, LocalJudge, Outcomes
 from rlaif_assets.language_models.local import Conversation
 from rlaif_assets.relabel import forecast
@@ -26,6 +27,7 @@ from tests.preference_homes import (
     principle_counts,
     put_pairs,
     snapshot,
+    sound_probes,
     write_constitution,
     write_verdicts,
 )
@@ -49,6 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Conversation]:
         return READ(self, given)
 
     monkeypatch.setattr(LocalJudge, "read", read)
+    monkeypatch.setattr(probes, "probe_judge", sound_probes)
     return questions
 
 

@@ -86,40 +86,42 @@ def harmlessness_preferences(
     config = with_as_of(config)
     stage = Stage(context, config, storage, compute, tracking)
 
-    def work() -> Product:
-        from rlaif_assets.feedback.preferences import label_pairs
-        from rlaif_assets.training.examples import prompts_by_id
-
-        prompts = prompts_by_id(stage.prompts("red_team_prompts"))
-        stage.require_made_from("response_pairs", "red_team_prompts")
-        pairs = stage.rows(Pair, "response_pairs", "pairs")
-        judge, constitution = judge_of(stage), judging_constitution_of(stage)
-        made = label_pairs(
-            judge,
-            constitution,
-            prompts,
-            pairs,
-            stage.rows(HumanVerdict, "human_verdicts", "human_verdicts"),
-            config,
-            stage.judgements,
-            context.run.run_id,
-            stage.progress,
-        )
-        audits = audited(stage, config, judge, constitution, prompts, pairs, made.labels, made.judgements)
-        return replace(
-            audits,
-            tables={"labels": made.labels, **audits.tables},
-            rejected=[*made.rejections, *audits.rejected],
-            metrics={**made.metrics, **audits.metrics, **judge_metrics(judge)},
-            tokens=made.metrics["judging"]["tokens"],
-        )
-
     lock = relabel_lock(stage.home, context.run.run_id, context.log.warning)
     try:
-        yield stage.record(work, lambda: audited_identity(config), guard=lock)
+        yield stage.record(lambda: preference_set(stage, config), lambda: audited_identity(config), guard=lock)
         show_passport(stage)
     except RelabelHeldError as held:
         stage.skip(str(held))
+
+
+def preference_set(stage: Stage, config: HarmlessnessPreferencesConfig) -> Product:
+    """Labels, audits and the judge's passport, of the stage's inputs."""
+    from rlaif_assets.feedback.preferences import label_pairs
+    from rlaif_assets.training.examples import prompts_by_id
+
+    prompts = prompts_by_id(stage.prompts("red_team_prompts"))
+    stage.require_made_from("response_pairs", "red_team_prompts")
+    pairs = stage.rows(Pair, "response_pairs", "pairs")
+    judge, constitution = judge_of(stage), judging_constitution_of(stage)
+    made = label_pairs(
+        judge,
+        constitution,
+        prompts,
+        pairs,
+        stage.rows(HumanVerdict, "human_verdicts", "human_verdicts"),
+        config,
+        stage.judgements,
+        stage.context.run.run_id,
+        stage.progress,
+    )
+    audits = audited(stage, config, judge, constitution, prompts, pairs, made.labels, made.judgements)
+    return replace(
+        audits,
+        tables={"labels": made.labels, **audits.tables},
+        rejected=[*made.rejections, *audits.rejected],
+        metrics={**made.metrics, **audits.metrics, **judge_metrics(judge)},
+        tokens=made.metrics["judging"]["tokens"],
+    )
 
 
 def with_as_of(config: HarmlessnessPreferencesConfig) -> HarmlessnessPreferencesConfig:

@@ -26,12 +26,11 @@ def test_label_pairs_that_were_rejected_are_counted(monkeypatch: pytest.MonkeyPa
 def test_duels_that_could_not_be_read_reach_the_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = Prompt("p", ({"role": "user", "content": "q"},), "test", "unknown", "file")
     monkeypatch.setattr(duels, "judge_duels", lambda *_: ({}, [REFUSED]))
-    settings = HarmlessnessPreferencesSettings().model_dump()
+    monkeypatch.setattr(asset, "judge_of", lambda _: SimpleNamespace(fingerprint="judge"))
+    monkeypatch.setattr(asset, "judging_settings_of", lambda _: HarmlessnessPreferencesSettings())
     stage = SimpleNamespace(
         prompts=lambda *_, **__: [prompt],
         rows=lambda *_: [],
-        model=lambda _: SimpleNamespace(fingerprint="judge"),
-        inputs={"harmlessness_preferences": SimpleNamespace(settings=settings)},
         progress=lambda *_: None,
     )
     assert asset._judged_duels(cast(Any, stage), []) == ({}, False, [REFUSED])
