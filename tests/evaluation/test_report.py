@@ -45,7 +45,7 @@ def test_the_report_of_a_run_covers_all_of_its_assets(home: Home):
     assert set(report) == {
         "split", "seed", "policies", "win_rates", "labels", "reward_model", "snapshots", "seconds", "peak_memory_mb",
     }  # fmt: skip
-    made_from = {asset: id for asset, id in home.first.items() if asset != "label_changes"}
+    made_from = {asset: snapshot for asset, snapshot in home.first.items() if asset != "label_changes"}
     assert report["snapshots"] == made_from and home.first.keys() == CONFIGS.keys()
     assert report["seconds"].keys() == made_from.keys()
     assert all(seconds > 0 for seconds in report["seconds"].values())
