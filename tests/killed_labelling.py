@@ -13,7 +13,7 @@ from rlaif_assets.language_models.local import Conversation
 from rlaif_assets.store.fingerprint import row_id
 from tests.feedback.fakes import hashed_logprobs
 from tests.homes import Home, failure
-from tests.preference_homes import LABELS, sound_probes
+from tests.preference_homes import LABELS, NO_REFERENCE, sound_probes
 
 BATCH = 6
 
@@ -42,6 +42,6 @@ def label_home(folder: Path, model: Path, log: Path, batches: int | None) -> Non
     step3_preferences.judge_of = lambda stage: WritingJudge(log, batches)
     recording.Stage._start_run = lambda self: None
     probes.probe_judge = sound_probes
-    result = Home(folder, model, f"constitution.path={folder / 'constitution.yaml'}").run([LABELS])
+    result = Home(folder, model, f"constitution.path={folder / 'constitution.yaml'}", NO_REFERENCE).run([LABELS])
     if not result.success:
         raise SystemExit(failure(result))

@@ -18,6 +18,7 @@ from tests.homes import Home, failure
 
 STEP_3 = ("judging_constitution", "human_verdicts", "feedback_model", "harmlessness_preferences", "label_changes")
 LABELS = "harmlessness_preferences"
+NO_REFERENCE = "audits.reference=null"
 CATEGORIES = ("theft", "fraud", None)
 
 
@@ -28,7 +29,7 @@ def sound_probes(*_: Any) -> list[AuditProbe]:
 
 def make_preference_home(folder: Path, model: Path, pairs: int = 24, *overrides: str) -> Home:
     """A home with prompts and response pairs; the constitution is `write_constitution`'s at `constitution.yaml`."""
-    home = Home(folder, model, f"constitution.path={folder / 'constitution.yaml'}", *overrides)
+    home = Home(folder, model, f"constitution.path={folder / 'constitution.yaml'}", NO_REFERENCE, *overrides)
     write_constitution(home)
     put_pairs(home.warehouse, pairs)
     return home
