@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 it failed, 2 the options or settings are wrong, 3 skipped 
 """
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rlaif_assets.instance import QUIET
 from rlaif_assets.settings import SettingsError
 
 app = typer.Typer(
@@ -244,7 +246,9 @@ def dagster_instance() -> "Iterator[Any]":
 
 @contextmanager
 def plain_errors(debug: bool) -> Iterator[None]:
-    """Every error as one message and an exit code; with `debug` as its traceback."""
+    """Every error as one message and an exit code; with `debug` as its traceback. Nothing that starts here sends
+    telemetry."""
+    os.environ.update(QUIET)
     try:
         yield
     except (typer.Exit, typer.Abort):
