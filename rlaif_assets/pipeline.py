@@ -157,7 +157,8 @@ class _Lines:
     def __call__(self, entry: "EventLogEntry") -> None:
         event = entry.dagster_event
         if event is None:
-            if int(entry.level) >= logging.INFO:
+            # What a failed step keeps from being made is Dagster's own line; the failure itself is told at the end.
+            if int(entry.level) >= logging.INFO and not entry.user_message.startswith("Dependencies for step"):
                 self.show(f"  {entry.user_message}")
         elif event.event_type_value == "STEP_START" and event.step_key:
             self.started[event.step_key] = time.monotonic()
@@ -166,7 +167,9 @@ class _Lines:
             metadata = event.step_materialization_data.materialization.metadata
             reused = metadata["reused"].value if "reused" in metadata else False
             seconds = time.monotonic() - self.started.get(event.step_key or "", time.monotonic())
-            self.show(f"{name:<26} {'reused' if reused else 'made'} in {seconds:.1f} s")
+            rejected = int(metadata["rejected"].value or 0) if "rejected" in metadata else 0
+            told = f", {rejected} rows rejected" if rejected else ""
+            self.show(f"{name:<26} {'reused' if reused else 'made'} in {seconds:.1f} s{told}")
         elif event.event_type_value == "ENGINE_EVENT" and event.event_specific_data is not None:
             pool = event.engine_event_data.metadata.get("pool")
             if pool is not None:
