@@ -167,7 +167,7 @@ class _Lines:
             metadata = event.step_materialization_data.materialization.metadata
             reused = metadata["reused"].value if "reused" in metadata else False
             seconds = time.monotonic() - self.started.get(event.step_key or "", time.monotonic())
-            rejected = int(metadata["rejected"].value or 0) if "rejected" in metadata else 0
+            rejected = metadata["rejected"].value if "rejected" in metadata else 0
             told = f", {rejected} rows rejected" if rejected else ""
             self.show(f"{name:<26} {'reused' if reused else 'made'} in {seconds:.1f} s{told}")
         elif event.event_type_value == "ENGINE_EVENT" and event.event_specific_data is not None:
