@@ -56,22 +56,22 @@ def prefix_tree(rows: Sequence[Sequence[int]], least: int, most: int) -> list[Se
         segments.append(segment)
         return segment
 
-    def grow(first: int, last: int, parent: Segment | None) -> None:
-        """The segments of rows `first` to `last`, which share what ends with `parent`."""
+    ahead: list[tuple[int, int, Segment | None]] = [(0, len(keys) - 1, None)]
+    while ahead:
+        first, last, parent = ahead.pop()  # rows first to last share what ends with parent
+        if first > last:
+            continue
         start = 0 if parent is None else parent.end
-        while first <= last:
-            alike = first
-            while alike < last and common[alike] >= start + least:
-                alike += 1
-            if alike > first:
-                grow(first, alike, add(first, min(common[first:alike]), parent))
-            else:
-                ends_here = parent is not None and len(ordered[first]) == start
-                segment = parent if parent is not None and ends_here else add(first, len(ordered[first]), parent)
-                segment.rows += equal[keys[first]]
-            first = alike + 1
-
-    grow(0, len(keys) - 1, None)
+        alike = first
+        while alike < last and common[alike] >= start + least:
+            alike += 1
+        ahead.append((alike + 1, last, parent))
+        if alike > first:
+            ahead.append((first, alike, add(first, min(common[first:alike]), parent)))
+        elif parent is not None and len(ordered[first]) == start:
+            parent.rows += equal[keys[first]]
+        else:
+            add(first, len(ordered[first]), parent).rows += equal[keys[first]]
     return segments
 
 

@@ -36,6 +36,12 @@ def test_limits_of_sharing() -> None:
         prefix_tree([[1], []], least=2, most=3)
 
 
+def test_a_branch_deeper_than_python_recurses() -> None:
+    rows = [[7] * (2 * i) for i in range(1, 2001)]
+    segments = prefix_tree(rows, least=2, most=10_000)
+    assert [s.rows for s in segments] == [[i] for i in range(2000)] and segments[-1].level == 1999
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_row_is_whole_along_its_branch(seed: int) -> None:
     draw = random.Random(seed)
