@@ -1,6 +1,7 @@
 """Homes of tests: the whole graph at a very small size. What it makes belongs to the tests that look at it."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -98,7 +99,10 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
 
 
 def start_command(*words: str) -> subprocess.Popen[str]:
-    """`rlaif WORDS` in a process of its own; its output and errors come line by line. The caller ends it."""
+    """`rlaif WORDS` in a process of its own; its output and errors come line by line. The caller ends it.
+
+    It hears SIGINT also where these tests do not: a shell starts its background jobs with SIGINT ignored.
+    """
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "rlaif_assets.cli", *words],
         cwd=Path(__file__).parent.parent,
@@ -106,4 +110,5 @@ def start_command(*words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
