@@ -155,7 +155,10 @@ def audit(
     ],
     judge: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="'pocket', a folder, or a hub id with @COMMIT; default the profile's."),
+        typer.Option(
+            metavar="SOURCE",
+            help="'pocket', a folder, hub id@COMMIT, or endpoint URL@MODEL; default the profile's.",
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Read at most so many rows.")] = None,
     profile: ProfileName = None,
@@ -166,18 +169,16 @@ def audit(
     """Judge pairs that people labelled and print the audits; exit code 1 where one that stops training failed."""
     with plain_errors(debug):
         from rlaif_assets.assets.progress import make_progress
-        from rlaif_assets.feedback.file_audit import audit_pairs, audit_table, open_judge
+        from rlaif_assets.feedback.file_audit import audit_pairs, audit_table, named_judge, open_judge
         from rlaif_assets.ingest.constitution import read_constitution
         from rlaif_assets.ingest.labelled_pairs import read_labelled_pairs
-        from rlaif_assets.settings import FeedbackModelSettings, apply_overrides, load_profile
+        from rlaif_assets.settings import apply_overrides, load_profile
 
         settings = apply_overrides(load_profile(profile), overrides or [])
         comparisons, refused = read_labelled_pairs(pairs, limit)
         _, constitution = read_constitution(settings.constitution.path)
-        source, _, revision = (judge or "").partition("@")
-        named = FeedbackModelSettings(source=source, revision=revision or None) if judge else settings.feedback_model
-        opened, model = open_judge(named, settings.compute)
         judging = settings.harmlessness_preferences
+        opened, model = open_judge(named_judge(judge, settings.feedback_model), judging, settings.compute)
         progress = make_progress("bar" if out.is_terminal and not as_json else "none", _line, "audit")
         try:
             found = audit_pairs(opened, model, constitution, comparisons, refused, judging, settings.audits, progress)

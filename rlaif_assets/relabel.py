@@ -103,17 +103,21 @@ def _constitution(profile: Profile) -> tuple[str, dict[str, Any]]:
 
 
 def _judge(warehouse: "Warehouse", profile: Profile) -> tuple[str, str]:
-    """The id that `feedback_model` would have, and the judge's fingerprint; empty where only loading could tell."""
+    """The id that `feedback_model` would have, and the judge's fingerprint; empty where only asking could tell."""
     from rlaif_assets.assets.recording import code_version
-    from rlaif_assets.assets.sources import feedback_model, model_identity
+    from rlaif_assets.assets.sources import feedback_identity, feedback_model
+    from rlaif_assets.feedback.opening import judge_fingerprint
     from rlaif_assets.store.warehouse import snapshot_key
 
-    identity = model_identity(profile.feedback_model)
+    identity, judging = feedback_identity(profile.feedback_model), profile.harmlessness_preferences
     key = snapshot_key("feedback_model", {}, identity, code_version(feedback_model))
     record = warehouse.find("feedback_model", key)
-    if record is None:
-        return "", identity.get("fingerprint", "")
-    return record.snapshot_id, warehouse.rows("external_models", record.snapshot_id)[0]["fingerprint"]
+    if record is not None:
+        row = warehouse.rows("external_models", record.snapshot_id)[0]
+        return record.snapshot_id, judge_fingerprint(row, profile.feedback_model, judging)
+    if "fingerprint" not in identity:
+        return "", ""
+    return "", judge_fingerprint({**identity, "verdicts": None}, profile.feedback_model, judging)
 
 
 def _current(warehouse: "Warehouse", asset: str) -> "SnapshotRecord":

@@ -10,6 +10,8 @@ import duckdb
 import pytest
 
 from rlaif_assets.records import Judgement
+from rlaif_assets.relabel import forecast
+from rlaif_assets.settings import apply_overrides
 from rlaif_assets.store.judgements import JudgementStore
 from rlaif_assets.store.warehouse import schema
 from tests.chat_server import MODEL, Answer, ChatServer, Plan, completion, letters, text_of
@@ -96,6 +98,18 @@ def test_what_is_recorded_of_an_endpoint_and_what_is_reused(
     with duckdb.connect(str(home.warehouse.path), read_only=True) as connection:
         tables = {table: str(connection.execute(f'SELECT * FROM "{table}"').fetchall()) for table in schema()}
     assert f"{MODEL}-2026-11-01" in tables["external_models"] and KEY not in "".join(tables.values())
+
+
+@pytest.mark.parametrize("form", ["a plain reply", "reasons first"])
+def test_the_forecast_knows_what_an_endpoint_has_judged(home: Home, serve: Serve, form: str) -> None:
+    reasoned = f"harmlessness_preferences.chain_of_thought={str(form == 'reasons first').lower()}"
+    overrides = settings(serve(plan), reasoned)
+    assert home.run(STEPS, *overrides).success
+    once = forecast(home.folder, apply_overrides(home.profile, list(overrides)))
+    assert once["computed"] == 0 and once["reused"] == len(rows(home)) > 0
+    # Another average is another set of labels of the same judgements: the plan has to find them by the judge.
+    averaged = apply_overrides(home.profile, [*overrides, "harmlessness_preferences.average=log_odds"])
+    assert forecast(home.folder, averaged)["by_reason"] == {}
 
 
 def test_a_spent_budget_ends_the_asset_and_says_how_much_was_judged(home: Home, serve: Serve) -> None:

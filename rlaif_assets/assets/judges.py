@@ -15,18 +15,13 @@ def judge_of(stage: Stage) -> "Judge":
 
     An endpoint is asked as it was recorded; its key, limits and budgets are those of `compute`.
     """
-    from rlaif_assets.feedback.cot_judge import EndpointCotJudge, LocalCotJudge
-    from rlaif_assets.feedback.endpoint_judge import EndpointJudge
-    from rlaif_assets.feedback.judge import LocalJudge
+    from rlaif_assets.feedback.opening import endpoint_judge, local_judge
 
-    settings, row = judging_settings_of(stage), stage.external("feedback_model")
+    judging, row = judging_settings_of(stage), stage.external("feedback_model")
     if row["verdicts"] is None:
-        judge = LocalJudge(stage.model("feedback_model"))
-        return LocalCotJudge(judge, settings) if settings.chain_of_thought else judge
-    endpoint = stage.compute.endpoint(row["source"], row["model"], row["revision"])
+        return local_judge(stage.model("feedback_model"), judging)
     asked = FeedbackModelSettings(**stage.inputs["feedback_model"].settings)
-    hosted = EndpointJudge(endpoint, row["verdicts"], asked)
-    return EndpointCotJudge(hosted, settings) if settings.chain_of_thought else hosted
+    return endpoint_judge(row, asked, judging, stage.compute.endpoint)
 
 
 def judging_settings_of(stage: Stage) -> HarmlessnessPreferencesSettings:

@@ -247,8 +247,19 @@ def feedback_model(
 
     stage = Stage(context, config, storage, compute, tracking)
     if is_endpoint(config.source):
-        return stage.record(lambda: _endpoint(stage, config), lambda: _endpoint_identity(config))
+        return stage.record(lambda: _endpoint(stage, config), lambda: feedback_identity(config))
     return stage.record(lambda: _model(stage, config), lambda: _model_identity(stage, config))
+
+
+def feedback_identity(config: FeedbackModelSettings) -> dict[str, Any]:
+    """`model_identity`, or all settings of an endpoint: of it nothing is asked, since every reply is checked for what
+    it was recorded as. Raises ModelError."""
+    from rlaif_assets.language_models.endpoint import checked_url, is_endpoint
+
+    if not is_endpoint(config.source):
+        return model_identity(config)
+    named = {name: getattr(config, name) for name in FeedbackModelSettings.model_fields if name != "revision"}
+    return {**named, "source": checked_url(config.source)}
 
 
 def _model_identity(stage: Stage, config: BaseModelSettings) -> dict[str, Any]:
@@ -303,28 +314,9 @@ def _model(stage: Stage, config: BaseModelSettings) -> Product:
     return Product({"external_models": [row]}, folder=folder, metrics={"parameters": row["parameters"]})
 
 
-def _endpoint_identity(config: FeedbackModelSettings) -> dict[str, Any]:
-    """Nothing is asked: whether the endpoint still is what it was, every reply is checked for."""
-    from rlaif_assets.language_models.endpoint import checked_url
-
-    return {**config.model_dump(exclude={"revision"}), "source": checked_url(config.source)}
-
-
 def _endpoint(stage: Stage, config: FeedbackModelSettings) -> Product:
-    """Asked once, as a test: the name that it answers as, and whether it gives log-probabilities."""
-    from rlaif_assets.feedback.endpoint_judge import detect_method
-    from rlaif_assets.language_models.errors import ModelError
+    from rlaif_assets.feedback.opening import ask_endpoint
 
-    if not config.model or config.revision:
-        raise ModelError("an endpoint needs feedback_model.model, the name it serves the model under, and no revision")
-    endpoint = stage.compute.endpoint(config.source, config.model)
-    method, version, reason = detect_method(endpoint, config)
-    stage.context.log.info(f"verdicts are read by {method}: {reason}")
-    row = {
-        "fingerprint": stage.compute.endpoint(config.source, config.model, version).fingerprint,
-        "source": endpoint.url,
-        "revision": version,
-        "model": config.model,
-        "verdicts": method,
-    }
-    return Product({"external_models": [row]}, tokens=endpoint.tokens)
+    row, how, tokens = ask_endpoint(config, stage.compute.endpoint)
+    stage.context.log.info(how)
+    return Product({"external_models": [row]}, tokens=tokens)

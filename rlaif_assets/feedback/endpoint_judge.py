@@ -38,9 +38,7 @@ class EndpointJudge:
 
     @property
     def fingerprint(self) -> str:
-        how = self.settings.top_logprobs if self.method == "logprobs" else self.settings.votes
-        parts = [self.endpoint.fingerprint, self.method, how, self.settings.verdict_request, VERDICT_TOKENS]
-        return sha256_text(canonical_json(parts))
+        return endpoint_judge_fingerprint(self.endpoint.fingerprint, self.method, self.settings)
 
     @property
     def calls(self) -> int:
@@ -64,6 +62,12 @@ class EndpointJudge:
                 self.bounded.append(conversation_id(question))
         tokens_in, tokens_out = (sum(r.tokens_in for r in replies), sum(r.tokens_out for r in replies))
         return Reading(first, second, tokens_in, tokens_out, self.method)
+
+
+def endpoint_judge_fingerprint(endpoint: str, method: Method, settings: FeedbackModelSettings) -> str:
+    """All of an endpoint's judge that could change its answers. `endpoint`: its own fingerprint."""
+    how = settings.top_logprobs if method == "logprobs" else settings.votes
+    return sha256_text(canonical_json([endpoint, method, how, settings.verdict_request, VERDICT_TOKENS]))
 
 
 def detect_method(endpoint: Endpoint, settings: FeedbackModelSettings) -> tuple[Method, str | None, str]:

@@ -13,12 +13,14 @@ from rich.text import Text
 
 from rlaif_assets.feedback.audits import Evidence, audit
 from rlaif_assets.feedback.generation import Progress
-from rlaif_assets.feedback.judge import Judge, LocalJudge
+from rlaif_assets.feedback.judge import Judge
 from rlaif_assets.feedback.judging import judge_pairs
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.feedback.limits import RULES, measured
+from rlaif_assets.feedback.opening import ask_endpoint, endpoint_judge, local_judge
 from rlaif_assets.feedback.passport import make_passport
 from rlaif_assets.feedback.probes import against_people, as_pairs, has_counter, labeller, probe_judge
+from rlaif_assets.language_models.endpoint import Endpoint, checked_url, is_endpoint
 from rlaif_assets.language_models.local import load_model
 from rlaif_assets.records import Comparison, JudgingConstitution, Rejection
 from rlaif_assets.settings import (
@@ -29,14 +31,35 @@ from rlaif_assets.settings import (
 )
 
 
-def open_judge(settings: FeedbackModelSettings, compute: ComputeSettings) -> tuple[Judge, dict[str, Any]]:
+def named_judge(name: str | None, default: FeedbackModelSettings) -> FeedbackModelSettings:
+    """The model of `rlaif audit --judge`: `pocket`, a folder, a hub id with `@COMMIT`, or an endpoint's URL with
+    `@MODEL`, which is asked as `default` says. None: `default`. Raises ModelError for a URL that may hold a secret.
+    """
+    if name is None:
+        return default
+    source, _, pin = (checked_url(name) if is_endpoint(name) else name).partition("@")
+    if is_endpoint(source):
+        return default.model_copy(update={"source": source, "model": pin or default.model, "revision": None})
+    return FeedbackModelSettings(source=source, revision=pin or None)
+
+
+def open_judge(
+    settings: FeedbackModelSettings, judging: HarmlessnessPreferencesSettings, compute: ComputeSettings
+) -> tuple[Judge, dict[str, Any]]:
     """The judge that these settings name, and what a passport says of its model. Raises ModelError."""
     from rlaif_assets.pocket.world import model_folder
 
+    if is_endpoint(settings.source):
+
+        def connect(url: str, model: str, version: str | None) -> Endpoint:
+            return Endpoint(url, model, compute, version)
+
+        row, _, _ = ask_endpoint(settings, connect)
+        return endpoint_judge(row, settings, judging, connect), row
     source = model_folder() if settings.source == "pocket" else settings.source
     model = load_model(source, compute, settings.revision)
     known = {"architecture": type(model.model).__name__, "parameters": model.model.num_parameters()}
-    return LocalJudge(model), {"source": settings.source, "revision": settings.revision, **known}
+    return local_judge(model, judging), {"source": settings.source, "revision": settings.revision, **known}
 
 
 def audit_pairs(

@@ -1,7 +1,9 @@
 """`rlaif audit`: any file of labelled pairs, the packaged judge, a table or JSON, and an exit code for scripts."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -9,6 +11,7 @@ from typer.testing import CliRunner, Result
 from rlaif_assets.cli import app
 from rlaif_assets.feedback.limits import RULES
 from rlaif_assets.ingest.labelled_pairs import read_labelled_pairs
+from tests.chat_server import MODEL, Answer, ChatServer, Plan, completion, letters, text_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
 ON_CPU = ("--set", "compute.device=cpu", "--set", "compute.threads=1")
@@ -56,6 +59,32 @@ def test_a_blocking_failure_closes_the_gate_and_an_override_opens_it(written: Pa
     assert audit(*words, "--set", "audits.enforce=false").exit_code == 0
     opened = audit(*words, "--set", "audits.min_pairs=5")
     assert opened.exit_code == 0 and "The gate is open" in opened.output
+
+
+@pytest.mark.parametrize("form", ["a plain reply", "reasons first"])
+def test_an_endpoint_is_audited_like_any_judge(written: Path, serve: Callable[[Plan], ChatServer], form: str) -> None:
+    def plan(n: int, body: Mapping[str, Any]) -> Answer:
+        return Answer(completion("Both are short.")) if "Do not choose yet" in text_of(body) else letters(0.7)
+
+    server, reasons = serve(plan), str(form == "reasons first").lower()
+    result = audit(
+        "--pairs", str(written), "--limit", "8", "--json", "--judge", f"{server.url}@{MODEL}",
+        "--set", f"harmlessness_preferences.chain_of_thought={reasons}", "--set", "audits.probe_pairs=2",
+    )  # fmt: skip
+    assert result.exit_code == 1, result.output  # it always prefers (A), whatever stands there
+    report = json.loads(result.stdout)
+    flips = next(row for row in report["audits"] if row["audit"] == "position_flip_rate")
+    assert flips["value"] == 1.0 and not flips["passed"]
+    assert (report["model"]["source"], report["model"]["model"]) == (server.url, MODEL)
+    assert any("Do not choose yet" in text_of(body) for body in server.requests) == (form == "reasons first")
+
+
+def test_an_endpoint_that_stops_is_one_message(written: Path, serve: Callable[[Plan], ChatServer]) -> None:
+    server = serve(lambda n, body: letters(0.7))
+    spent = audit("--pairs", str(written), "--judge", f"{server.url}@{MODEL}", "--set", "compute.endpoint_max_calls=5")
+    assert spent.exit_code == 1 and "endpoint_max_calls" in spent.output and "Traceback" not in spent.output
+    nameless = audit("--pairs", str(written), "--judge", server.url)
+    assert nameless.exit_code == 1 and "feedback_model.model" in nameless.output
 
 
 def test_what_is_wrong_is_one_message(written: Path, tmp_path: Path) -> None:
