@@ -39,7 +39,7 @@ demo: setup
 	$(BIN)/rlaif run --profile pocket
 
 ui: setup
-	$(BIN)/rlaif ui
+	$(BIN)/rlaif ui --profile pocket
 
 test: setup
 	$(BIN)/python -m pytest

@@ -1,6 +1,6 @@
 """How far a policy's harmlessness carries over: to new intents, or to new ways to ask?
 
-    python benchmarks/carry_over.py HOME [--assets sl_cai_checkpoint,ppo_policy] [--threads N]
+    python -m benchmarks.carry_over HOME [--assets sl_cai_checkpoint,ppo_policy] [--threads N]
 
 Answers of each policy to harmful prompts of train and dev intents, in ways to ask of training and in the held-out ones,
 one answer per prompt at T=1. Prints the share of harmful answers, by policy. The test split is never asked.

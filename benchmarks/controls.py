@@ -1,6 +1,6 @@
 """Negative controls: is it the labels' content that makes the policy harmless, or anything else?
 
-    python benchmarks/controls.py HOME... [--controls permuted,half,inverted] [--output FOLDER] [--markdown FILE]
+    python -m benchmarks.controls HOME... [--controls permuted,half,inverted] [--output FOLDER] [--markdown FILE]
 
 Takes finished homes. Trains the reward model and the policy of each again, from the rows, weights and settings that its
 current evaluation goes back to, with the AI labels' p_a spoilt and all else equal, and evaluates on dev and test as the
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.marked_page import MarkerError, around_results, put_results
 from rlaif_assets.assets.recording import as_records
 from rlaif_assets.evaluation.policies import SPLITS, evaluate
 from rlaif_assets.evaluation.rates import policy_rates, win_rates
@@ -46,7 +47,6 @@ from rlaif_assets.training.reward_model import train_reward_model
 CONTROLS = ("permuted", "half", "inverted")
 TRUE = "true"
 LIMIT = 0.10  # by how much PPO's harmless rate may exceed SL-CAI's in a control
-BEGIN, END = "<!-- controls: begin -->", "<!-- controls: end -->"
 FOLDER = Path(__file__).parent.parent / "build" / "controls"
 
 Row = TypeVar("Row")
@@ -284,22 +284,6 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def around_table(file: Path) -> tuple[str, str]:
-    """The file's text up to and from the marker comments, both with them. Raises ControlError where it has none."""
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ControlError(f"{file} has no place for the table: give it the lines {BEGIN} and {END}")
-    return before + begin, end + after
-
-
-def write_markdown(file: Path, table: str) -> None:
-    """Puts the table between the two marker comments of the file and leaves the rest as it is."""
-    before, after = around_table(file)
-    file.write_text(f"{before}\n\n{table}\n\n{after}", encoding="utf-8")
-
-
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -317,14 +301,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for control in controls:
             spoil([], control, 0)  # refused here, before anything is trained, as is a file without markers
         if chosen.markdown is not None:
-            around_table(chosen.markdown)
+            around_results(chosen.markdown, "controls")
         homes = [read_home(folder) for folder in chosen.homes]
         rows = run_controls(homes, controls, chosen.output, ComputeSettings(device=chosen.device, progress="none"))
         table = markdown_table(rows)
         print(table)
         if chosen.markdown is not None:
-            write_markdown(chosen.markdown, table)
-    except (ControlError, ModelError, StoreError, TrainingError) as error:
+            put_results(chosen.markdown, "controls", table)
+    except (ControlError, MarkerError, ModelError, StoreError, TrainingError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

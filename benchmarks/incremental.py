@@ -1,6 +1,6 @@
 """What relabelling costs when little changed, as a share of labelling everything.
 
-    python benchmarks/incremental.py [--judgements 100000] [--home FOLDER]
+    python -m benchmarks.incremental [--judgements 100000] [--home FOLDER]
 
 Labels so many questions (pairs of the pocket world's prompts and answers, one of 16 principles each, both orders) with
 the packaged pocket model through the asset graph, Dagster, audits and MLflow included, in one process: all of them,

@@ -1,6 +1,6 @@
 """How many pairs a second a local judge labels, against what people use for it, on the same model and questions.
 
-    python benchmarks/labelling.py [--pairs 4] [--peer-pairs 1] [--distilabel-python PATH] [--markdown FILE]
+    python -m benchmarks.labelling [--pairs 4] [--peer-pairs 1] [--distilabel-python PATH] [--markdown FILE]
 
 Every pair is asked about under all principles of the constitution and in both orders, zero-shot and few-shot in the
 paper's order, and few-shot with the principle last. The model has the geometry of a known one and random weights; the
@@ -35,6 +35,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.marked_page import MarkerError, around_results, put_results
 from rlaif_assets.feedback.judge import LocalJudge, Reading
 from rlaif_assets.feedback.judging import option_probability
 from rlaif_assets.ingest.comparisons import comparisons_of_rows
@@ -50,7 +51,6 @@ from rlaif_assets.records import Comparison, JudgingConstitution, Message
 from rlaif_assets.settings import HelpfulnessPreferencesSettings
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
-BEGIN, END = "<!-- labelling: begin -->", "<!-- labelling: end -->"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}  # of labels
 CLOSE = 1e-3  # log-odds so near to zero give no verdict
 PEERS = {"a": "padded batch per pair, all logits", "b": "each letter a continuation", "c": "one new token"}
@@ -428,23 +428,13 @@ def table(results: Sequence[tuple[Scenario, Sequence[Sequence[Question]], dict[s
     return "\n".join([*lines, f"- {about}"])
 
 
-def around_table(file: Path) -> tuple[str, str]:
-    """The file's text up to and from the marker comments, both with them. Raises BenchmarkError where it has none."""
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise BenchmarkError(f"{file} has no place for the table: give it the lines {BEGIN} and {END}")
-    return before + begin, end + after
-
-
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def run(chosen: argparse.Namespace) -> str:
     if chosen.markdown is not None:
-        around_table(chosen.markdown)  # refused here, before anything is timed
+        around_results(chosen.markdown, "labelling")  # refused here, before anything is timed
     if chosen.distilabel_python is not None and not chosen.distilabel_python.is_file():
         raise BenchmarkError(f"--distilabel-python {chosen.distilabel_python} does not exist")
     disable_progress_bar()
@@ -506,9 +496,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = run(chosen)
         print(found)
         if chosen.markdown is not None:
-            before, after = around_table(chosen.markdown)
-            chosen.markdown.write_text(f"{before}\n\n{found}\n\n{after}", encoding="utf-8")
-    except (BenchmarkError, IngestError) as error:
+            put_results(chosen.markdown, "labelling", found)
+    except (BenchmarkError, IngestError, MarkerError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

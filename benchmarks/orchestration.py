@@ -1,6 +1,6 @@
 """What the graph costs without its work, against the same graph under Dagster's default executor.
 
-    python benchmarks/orchestration.py [--mlflow]
+    python -m benchmarks.orchestration [--mlflow]
 
 Both sides run `rlaif_all` in a new process and a new home, process start included. Of every stage only the work is
 stubbed: the callable that it hands to `Stage.record` or `Stage.record_source`, which returns one refused row. Reading

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import torch
 
+from benchmarks.marked_page import put_results
 from rlaif_assets.feedback.constitution import draw_principle
 from rlaif_assets.feedback.judge import Outcomes, Reading
 from rlaif_assets.feedback.judging import option_probability
@@ -41,7 +42,6 @@ GROUPS: dict[Group, str] = {
     "form": "The question's own form",
     "language": "Plain language",
 }
-BEGIN, END = "<!-- steering: begin -->", "<!-- steering: end -->"
 SEED = 11
 
 Encode = Callable[[LocalModel, Conversation], list[int]]
@@ -200,14 +200,6 @@ def mean(shares: Sequence[float]) -> str:
     return f"{100 * sum(shares) / len(shares):+.1f}"
 
 
-def write_markdown(file: Path, table: str) -> None:
-    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{file} has no place for the table: give it the lines {BEGIN} and {END}")
-    file.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, default=world.model_folder(), metavar="FOLDER")
@@ -224,7 +216,7 @@ def main() -> None:
     told = f"{size}, model {model.fingerprint[:12]}, fence {FENCE_VERSION}."
     print(f"{told}\n\n{table}")
     if chosen.markdown is not None:
-        write_markdown(chosen.markdown, f"{told}\n\n{table}")
+        put_results(chosen.markdown, "steering", f"{told}\n\n{table}")
 
 
 if __name__ == "__main__":

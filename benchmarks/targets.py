@@ -1,6 +1,6 @@
 """The pocket profile's results against their targets, one column per home: a Markdown table for docs/results.md.
 
-    python benchmarks/targets.py HOME... [--split dev|test] [--markdown FILE]
+    python -m benchmarks.targets HOME... [--split dev|test] [--markdown FILE]
 
 Reads what `rlaif report --json` prints of finished homes; trains nothing. Exit status 1 where a target is missed.
 """
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.marked_page import put_results
 from rlaif_assets.evaluation.report import ReportError, build_report
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.warehouse import Warehouse
-
-BEGIN, END = "<!-- targets: begin -->", "<!-- targets: end -->"
 
 
 @dataclass(frozen=True)
@@ -106,15 +105,6 @@ def markdown_table(reports: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_markdown(file: Path, table: str) -> None:
-    """Puts the table between the two marker comments of the file. Raises ValueError where it has none."""
-    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{file} has no place for the table: give it the lines {BEGIN} and {END}")
-    file.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}", encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Results of finished homes against their targets.")
     parser.add_argument("homes", nargs="+", type=Path, metavar="HOME")
@@ -126,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = markdown_table(reports)
         print(table)
         if chosen.markdown is not None:
-            write_markdown(chosen.markdown, table)
+            put_results(chosen.markdown, "targets", table)
     except (ReportError, StoreError, ValueError) as error:
         sys.exit(f"error: {error}")
     if not all(target.met(report) for target in TARGETS for report in reports):

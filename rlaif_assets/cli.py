@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rlaif_assets.instance import QUIET
-from rlaif_assets.settings import SettingsError
+from rlaif_assets.settings import MAX_SEED, SettingsError
 
 app = typer.Typer(
     name="rlaif",
@@ -56,7 +56,9 @@ def run(
         typer.Option(metavar="ASSETS", help="Assets to materialize, separated by commas, or Dagster selections."),
     ] = None,
     overrides: Overrides = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed of every stage that has one.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=MAX_SEED, help="For every stage that has one.")
+    ] = None,
     force: Annotated[
         str | None, typer.Option(metavar="ASSETS", help="Make these again even where nothing changed.")
     ] = None,
@@ -97,13 +99,13 @@ def relabel(
 ) -> None:
     """Judge what a changed constitution, judge, template or age asks for, make new labels, and tell what changed."""
     with plain_errors(debug):
-        from rlaif_assets.instance import home_folder, prepare_home
+        from rlaif_assets.instance import existing_home, prepare_home
         from rlaif_assets.relabel import forecast
         from rlaif_assets.relabel import relabel as relabel_home
         from rlaif_assets.settings import apply_overrides, load_profile
 
         settings = apply_overrides(load_profile(profile), overrides or [])
-        folder = prepare_home(home_folder(home), profile)
+        folder = prepare_home(existing_home(home), profile)
         if dry_run:
             found = forecast(folder, settings)
         else:
@@ -220,9 +222,9 @@ def ui(
 def doctor(home: Home = None, debug: Debug = False) -> None:
     """Mark runs failed whose process died, free their pool slots, remove unfinished weights; say what was found."""
     with plain_errors(debug):
-        from rlaif_assets.instance import home_folder, prepare_home
+        from rlaif_assets.instance import existing_home, prepare_home
 
-        folder = prepare_home(home_folder(home))
+        folder = prepare_home(existing_home(home))
         with dagster_instance() as instance:
             found, removed = _mark_dead_runs(instance, folder)
         for line in found.left:

@@ -17,6 +17,7 @@ from rlaif_assets.assets import (
     step5_ppo,
 )
 from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.settings import SettingsError
 
 STEPS = (sources, step1_revisions, step2_sl_cai, step3_preferences, step4_reward_model, step5_ppo, evaluation)
 
@@ -28,7 +29,7 @@ def executor(name: str | None) -> dg.ExecutorDefinition:
         return dg.multiprocess_executor.configured({"max_concurrent": 1, "start_method": start})
     if name in (None, "", "in_process"):
         return dg.in_process_executor
-    raise ValueError(f"RLAIF_EXECUTOR={name}: write in_process or multiprocess")
+    raise SettingsError(f"RLAIF_EXECUTOR={name}: write in_process or multiprocess")
 
 
 def build_defs(resources: Mapping[str, Any] | None = None) -> dg.Definitions:

@@ -50,6 +50,14 @@ def home_folder(home: str | Path | None = None) -> Path:
     return Path(home or os.environ.get("DAGSTER_HOME") or "dagster_home").expanduser().absolute()
 
 
+def existing_home(home: str | Path | None = None) -> Path:
+    """`home_folder`. Raises HomeError where it is not there, so that a mistyped name makes no home."""
+    folder = home_folder(home)
+    if not folder.is_dir():
+        raise HomeError(f"there is no home {folder}: `rlaif run` makes one, --home names another")
+    return folder
+
+
 def prepare_home(home: Path, profile: str | None = None) -> Path:
     """Makes the home with the packaged dagster.yaml where it has none, and points this process and its children at it.
 

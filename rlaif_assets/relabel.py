@@ -24,13 +24,16 @@ def relabel(
 ) -> dict[str, Any]:
     """Runs the job and tells {dry_run, reused, computed, by_reason, tokens, seconds, changes}.
 
-    `changes`: the metrics of `label_changes`. Raises RunError, also where the labels were made and their audits failed.
+    `changes`: the metrics of `label_changes`. Raises StoreError as `forecast` does, and RunError: also where the labels
+    were made and their audits failed.
     """
     from rlaif_assets import pipeline
     from rlaif_assets.store.warehouse import Warehouse
 
-    run_id = pipeline.run_pipeline(instance, profile, show=show, debug=debug, load=pipeline.relabel)
     warehouse = Warehouse(home)
+    for name in NEEDED:
+        _current(warehouse, name)
+    run_id = pipeline.run_pipeline(instance, profile, show=show, debug=debug, load=pipeline.relabel)
     record, changes = warehouse.current(LABELS), warehouse.current("label_changes")
     assert record is not None and changes is not None
     counts = record.metrics["judging"] if record.dagster_run_id == run_id else _all_reused(record)

@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
+MAX_SEED = 2**32 - 1  # what numpy takes
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class SettingsError(ValueError):
@@ -42,7 +43,7 @@ class RedTeamPromptsSettings(Settings):
         default=2000, ge=1, description="longer prompts are rejected; longer histories lose their first turns"
     )
     heldout_share: float = Field(
-        default=0.2, ge=0, le=1, description="share of a file's prompts that goes to dev, and again to test"
+        default=0.2, ge=0, le=0.5, description="share of a file's prompts that goes to dev, and again to test"
     )
     seed: Seed = 0
 
@@ -63,7 +64,7 @@ class HelpfulnessPreferencesSettings(Settings):
     heldout_share: float = Field(
         default=0.2,
         ge=0,
-        le=1,
+        le=0.5,
         description="as in helpful_prompts, with its seed: what is held out there is held out here",
     )
     seed: Seed = 0
@@ -184,7 +185,7 @@ class AuditsSettings(Settings):
         default=0.1, ge=0, le=1, description="share of labels that stay when the two texts are exchanged"
     )
     min_turned: float = Field(
-        default=0.6, ge=0, le=1, description="share of labels that turn under the counter-principle; chance has 0.5"
+        default=0.7, ge=0, le=1, description="share of sure labels that turn under the counter-principle; chance 0.5"
     )
     min_principle_shift: float = Field(
         default=0.01, ge=0, le=1, description="mean |change of p_a| under another principle, where none has a counter"
@@ -360,8 +361,8 @@ class StrictLoader(yaml.SafeLoader):
 
 def nearest(name: str, valid: list[str]) -> str:
     """The end of an error message about an unknown name."""
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.4) or sorted(valid)
-    return f"did you mean {', '.join(close)}?"
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.4)
+    return f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(sorted(valid))}"
 
 
 def profile_names() -> list[str]:

@@ -50,6 +50,8 @@ def test_help_names_every_verb_without_loading_anything_heavy():
         (["--force", "base_modle"], "base_model"),
         (["--profile", "poket"], "pocket"),
         (["--select", ","], "selects no asset"),
+        (["--set", "zzz.updates=3"], "unknown stage 'zzz': there are audits, base_model"),
+        (["--seed", "-1"], "'--seed': -1 is not in the range"),
         (
             ["--select", "base_model", "--force", "base_model,ppo_policy"],
             "would make ppo_policy again",
@@ -178,9 +180,38 @@ def test_a_home_without_results_says_what_to_do(home: Path):
 
 def test_a_home_that_cannot_be_made_is_a_clear_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    result = rlaif("doctor", "--home", str(tmp_path / "file" / "home"))
+    result = rlaif("run", "--select", "critique_constitution", "--home", str(tmp_path / "file" / "home"))
     assert result.exit_code == 1
     assert "--home" in result.output
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("relabel",), ("relabel", "--dry-run")])
+def test_a_mistyped_home_is_not_made(words: tuple[str, ...], tmp_path: Path):
+    result = rlaif(*words, "--home", str(tmp_path / "typo"))
+    assert result.exit_code == 1 and "there is no home" in result.output
+    assert not (tmp_path / "typo").exists()
+
+
+def test_relabelling_a_home_without_pairs_begins_no_run(home: Path):
+    home.mkdir()
+    result = rlaif("relabel")
+    assert result.exit_code == 1 and "no response_pairs to relabel" in result.output
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert instance.get_runs() == []
+
+
+def test_a_policy_cannot_start_from_an_endpoint():
+    result = rlaif("run", "--select", "base_model", "--set", "base_model.source=http://127.0.0.1:9/v1")
+    assert result.exit_code == 1
+    assert "is an endpoint, and a policy starts from weights" in result.output
+
+
+def test_an_executor_that_is_not_there_is_named(home: Path):
+    environment = {**os.environ, "RLAIF_EXECUTOR": "threads"}
+    command = [sys.executable, "-m", "rlaif_assets.cli", "run", "--select", "critique_constitution"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: RLAIF_EXECUTOR=threads: write in_process or multiprocess"
 
 
 def test_a_home_keeps_its_own_dagster_yaml(home: Path):

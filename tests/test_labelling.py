@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import labelling
-from benchmarks.labelling import BEGIN, END, BenchmarkError, Timed
+from benchmarks.labelling import BenchmarkError, Timed
+from benchmarks.marked_page import markers
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ def data(tmp_path: Path) -> Path:
 
 def test_a_tiny_race(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    begin, end = markers("labelling")
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
     # An environment without distilabel: the pipeline takes its place and is named so.
     other = tmp_path / "python"
     other.write_text(f"#!{sys.executable}\nimport distilabel_is_not_here\n", encoding="utf-8")
@@ -34,7 +36,7 @@ def test_a_tiny_race(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     options = ["--scenarios", "zero-shot,principle-last", "--distilabel-python", str(other), "--markdown", str(page)]
     labelling.main(["--data", str(data), *sizes, *options])
     table = capsys.readouterr().out.strip()
-    assert page.read_text(encoding="utf-8") == f"before\n{BEGIN}\n\n{table}\n\n{END}\nafter\n"
+    assert page.read_text(encoding="utf-8") == f"before\n{begin}\n\n{table}\n\n{end}\nafter\n"
     sides = [
         tuple(cell.strip() for cell in line.split("|")[1:4]) for line in table.splitlines() if line.startswith("|")
     ]

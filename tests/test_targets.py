@@ -1,7 +1,6 @@
 """The table of results against targets says "not" where a number misses."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,13 +59,3 @@ def test_each_number_can_miss(path: tuple[str, ...], value: float) -> None:
     place[path[-1]] = value
     assert sum(not target.met(report) for target in targets.TARGETS) >= 1
     assert "not by seed 4" in targets.markdown_table([REPORT, report])
-
-
-def test_table_goes_between_the_markers(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{targets.BEGIN}\nold\n{targets.END}\nafter\n", encoding="utf-8")
-    targets.write_markdown(page, "new")
-    assert page.read_text(encoding="utf-8") == f"before\n{targets.BEGIN}\n\nnew\n\n{targets.END}\nafter\n"
-    page.write_text("none", encoding="utf-8")
-    with pytest.raises(ValueError, match="no place for the table"):
-        targets.write_markdown(page, "new")

@@ -40,7 +40,8 @@ def audited(
     def progress(phase: str, done: int, total: int) -> None:
         stage.progress(f"audit {phase}", done, total)
 
-    settings, label = config.audits(), labeller(judge, config, progress)
+    settings = config.audits()
+    label = labeller(judge, config, progress, stage.judgements, stage.context.run.run_id)
     probes = probe_judge(label, constitution, prompts, pairs, labels, settings.probe_pairs)
     reference, rejected = None, list[Rejection]()
     if settings.reference is not None:

@@ -277,10 +277,16 @@ def model_identity(config: BaseModelSettings) -> dict[str, Any]:
 
     Raises ModelError.
     """
+    from rlaif_assets.language_models.endpoint import is_endpoint
     from rlaif_assets.language_models.errors import ModelError
     from rlaif_assets.pocket.world import model_folder
     from rlaif_assets.store.fingerprint import folder_fingerprint
 
+    if is_endpoint(config.source):
+        raise ModelError(
+            f"{config.source} is an endpoint, and a policy starts from weights: name a folder, or a hub id and its "
+            "revision (feedback_model.source alone may be an endpoint)"
+        )
     folder = model_folder() if config.source == "pocket" else Path(config.source).expanduser()
     if not folder.is_dir():
         return {"source": config.source, "revision": config.revision}

@@ -79,8 +79,8 @@ RULES: dict[str, Rule] = {
         "max_unswapped",
     ),
     "counter_principle": Rule(
-        "Share of labels that turn when a principle is replaced by the opposite that the constitution declares for it, "
-        "weighted by certainty. A judge that ignores the principle has 0, chance 0.5.",
+        "Share of the surest labels that turn when a principle is replaced by the opposite that the constitution "
+        "declares for it, weighted by certainty. A judge that ignores the principle has 0, chance 0.5.",
         "the judge does not read the principle: move it (principle_position), or take another judge",
         "min_turned",
         at_least=True,

@@ -11,19 +11,33 @@ from dataclasses import replace
 from rlaif_assets.feedback.constitution import draw_principle
 from rlaif_assets.feedback.generation import Progress
 from rlaif_assets.feedback.judge import Judge
-from rlaif_assets.feedback.judging import judge_pairs
+from rlaif_assets.feedback.judging import judge_pairs, judge_questions
 from rlaif_assets.feedback.labels import make_labels
+from rlaif_assets.feedback.relabelling import judge_missing
 from rlaif_assets.records import AuditProbe, Comparison, JudgingConstitution, JudgingPrinciple, Label, Pair, Prompt
 from rlaif_assets.settings import HarmlessnessPreferencesSettings
 from rlaif_assets.store.fingerprint import draw_seed, row_id
+from rlaif_assets.store.judgements import JudgementStore
 
 Labeller = Callable[[JudgingConstitution, Mapping[str, Prompt], Sequence[Pair]], list[Label]]
 """Judges pairs under a constitution; the prompts by id. Pairs that could not be judged have no label."""
 
 
-def labeller(judge: Judge, settings: HarmlessnessPreferencesSettings, progress: Progress) -> Labeller:
+def labeller(
+    judge: Judge,
+    settings: HarmlessnessPreferencesSettings,
+    progress: Progress,
+    store: JudgementStore | None = None,
+    dagster_run_id: str | None = None,
+) -> Labeller:
+    """With a store, answers are kept and only what was never asked is asked (see `relabelling`)."""
+
     def label(constitution: JudgingConstitution, prompts: Mapping[str, Prompt], pairs: Sequence[Pair]) -> list[Label]:
-        judgements, _ = judge_pairs(judge, constitution, prompts, pairs, settings, progress)
+        if store is None:
+            judgements, _ = judge_pairs(judge, constitution, prompts, pairs, settings, progress)
+        else:
+            questions = judge_questions(judge.fingerprint, constitution, prompts, pairs, settings)
+            judgements = judge_missing(judge, questions, store, settings, dagster_run_id, progress).judgements
         return make_labels(judgements, settings.average, settings.orders)
 
     return label
@@ -39,17 +53,20 @@ def probe_judge(
 ) -> list[AuditProbe]:
     """Swapped pairs, and pairs under a counter-principle, or under another one where none is declared.
 
-    Each on at most `count` pairs, drawn by hash among those that have a label.
+    Each on at most `count` pairs that have a label. Those for a counter-principle are the surest, for a judge that does
+    not care which response is the better one turns by chance; the others are drawn by hash.
     """
     labelled = {row.pair_id: row for row in labels if row.source == "ai"}
     drawn = sorted(
         (pair for pair in pairs if pair.pair_id in labelled), key=lambda pair: draw_seed(pair.pair_id, 0, "audit")
-    )[:count]
-    known = [labelled[pair.pair_id] for pair in drawn]
-    probes = swap_probes(label, constitution, prompts, drawn, known)
+    )
+    some = drawn[:count]
+    known = [labelled[pair.pair_id] for pair in some]
+    probes = swap_probes(label, constitution, prompts, some, known)
     if has_counter(constitution):
-        return probes + counter_probes(label, constitution, prompts, drawn)
-    return probes + other_probes(label, constitution, prompts, drawn, known)
+        surest = sorted(drawn, key=lambda pair: -abs(labelled[pair.pair_id].p_a - 0.5))[:count]
+        return probes + counter_probes(label, constitution, prompts, surest)
+    return probes + other_probes(label, constitution, prompts, some, known)
 
 
 def has_counter(constitution: JudgingConstitution) -> bool:

@@ -1,11 +1,12 @@
 """The judge is asked again, about what, and faults on the way from verdict to label show."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rlaif_assets.feedback.generation import silent
-from rlaif_assets.feedback.judge import LocalJudge
+from rlaif_assets.feedback.judge import LocalJudge, Outcomes
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.feedback.probes import (
     Labeller,
@@ -16,8 +17,20 @@ from rlaif_assets.feedback.probes import (
     reference_probes,
     swap_probes,
 )
-from rlaif_assets.records import Comparison, JudgingConstitution, JudgingPrinciple, Label, Message, Pair, Prompt
+from rlaif_assets.language_models.local import Conversation
+from rlaif_assets.records import (
+    AuditProbe,
+    Comparison,
+    JudgingConstitution,
+    JudgingPrinciple,
+    Label,
+    Message,
+    Pair,
+    Prompt,
+)
 from rlaif_assets.settings import HarmlessnessPreferencesSettings
+from rlaif_assets.store.judgements import JudgementStore
+from rlaif_assets.store.warehouse import Warehouse
 from tests.feedback.fakes import JUDGING, PROMPTS, FakeModel, local, make_pair
 
 SETTINGS = HarmlessnessPreferencesSettings(few_shot=0, seed=1)
@@ -94,6 +107,36 @@ def test_pairs_are_drawn_by_hash_whatever_their_order():
     assert sorted(map(str, some)) == sorted(map(str, turned)) and len(some) == 8
     assert probe_judge(label_with(model), DECLARED, BY_ID, PAIRS, [], 4) == []
     assert probe_judge(label_with(model), DECLARED, BY_ID, PAIRS, stored(model, DECLARED), 0) == []
+
+
+def test_the_opposite_is_asked_about_the_surest_labels():
+    model = FakeModel()
+    labels = stored(model, DECLARED)
+    surest = sorted(labels, key=lambda label: abs(label.p_a - 0.5))[-4:]
+    probes = probe_judge(label_with(model), DECLARED, BY_ID, PAIRS, labels, 4)
+    assert {p.pair_id for p in probes if p.audit == "counter_principle"} == {label.pair_id for label in surest}
+
+
+def test_with_a_store_nothing_is_asked_twice(tmp_path: Path):
+    asked: list[int] = []
+
+    class Counting(LocalJudge):
+        def read(self, questions: Sequence[Conversation]) -> Iterator[Outcomes]:
+            asked.append(len(questions))
+            return super().read(questions)
+
+    judge = Counting(local(FakeModel()))
+    stored_labels = stored(FakeModel(), DECLARED)
+
+    def probes() -> list[AuditProbe]:
+        label = labeller(judge, SETTINGS, silent, JudgementStore(Warehouse(tmp_path)), "run")
+        return probe_judge(label, DECLARED, BY_ID, PAIRS, stored_labels, 4)
+
+    first, count = probes(), sum(asked)
+    assert count >= 16 and probes() == first == probe_judge(
+        label_with(FakeModel()), DECLARED, BY_ID, PAIRS, stored_labels, 4
+    )
+    assert sum(asked) == count
 
 
 def comparisons() -> list[Comparison]:

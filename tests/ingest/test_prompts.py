@@ -160,11 +160,6 @@ def test_split_shares_and_openings() -> None:
     assert "train" not in {split_of(messages, 0.5, 0) for messages in openings[:200]}
 
 
-def test_a_heldout_share_that_leaves_no_train_is_refused(write_rows: Write) -> None:
-    with pytest.raises(IngestError, match="heldout_share"):
-        read(write_rows({"prompt": "a"}), heldout_share=0.6)
-
-
 def test_a_source_without_a_usable_prompt_or_without_train_is_refused(write_rows: Write) -> None:
     def refused(*rows: Any, **fields: Any) -> str:
         with pytest.raises(IngestError) as caught:
