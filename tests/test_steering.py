@@ -1,7 +1,5 @@
 """The steering benchmark: its judges read what a local judge reads, its table holds what was measured."""
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks import steering as benchmark
@@ -61,7 +59,7 @@ def test_further_fences_write_data_and_notes_otherwise(model: LocalModel):
     assert 0 <= benchmark.right_verdicts(model, benchmark.FURTHER["and a note"], 3) <= 1
 
 
-def test_table_goes_between_the_markers(tmp_path: Path):
+def test_the_table_has_means_over_the_attacks_of_a_kind():
     rows = [
         Steering("one", "control", 0.012, (-0.01, 0.034), 0.05, 0.02, 8),
         Steering("two", "control", -0.032, None, 0.0, 0.0, 8),
@@ -72,10 +70,3 @@ def test_table_goes_between_the_markers(tmp_path: Path):
     assert "| one | +1.2 (-1.0 to +3.4), +5.0 | +1.2 (-1.0 to +3.4), +5.0 |" in table
     assert "| two | -3.2, +0.0 | -3.2, +0.0 |\n| **mean** | -1.0, +2.5 | -1.0, +2.5 |" in table
     assert "| mean above the bare answer | +1.0 | +1.0 |" in table
-    file = tmp_path / "page.md"
-    file.write_text(f"Before.\n{benchmark.BEGIN}\nold\n{benchmark.END}\nAfter.\n")
-    benchmark.write_markdown(file, table)
-    assert file.read_text() == f"Before.\n{benchmark.BEGIN}\n{table}\n{benchmark.END}\nAfter.\n"
-    file.write_text("No markers.")
-    with pytest.raises(ValueError, match="has no place for the table"):
-        benchmark.write_markdown(file, table)

@@ -8,7 +8,7 @@ import json
 from typing import Any, Literal
 
 from rlaif_assets.ingest.conversations import conversation, fit, is_transcript, normalise, split_response, user_message
-from rlaif_assets.ingest.errors import IngestError, RowError
+from rlaif_assets.ingest.errors import RowError
 from rlaif_assets.ingest.files import check_limit, read_rows, rejection, require_usable, source_name
 from rlaif_assets.records import Message, Prompt, Rejection, Split
 from rlaif_assets.settings import RedTeamPromptsSettings
