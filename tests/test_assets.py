@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import dagster as dg
@@ -98,23 +99,28 @@ def test_the_evaluation_tells_rates_and_label_metrics(home: Home) -> None:
     assert snapshot.metrics["labels"].keys() >= {"train", "dev", "test"}
 
 
-def test_a_changed_judging_principle_does_not_touch_step_1(home: Home, tmp_path: Path) -> None:
+def test_a_changed_judging_principle_reuses_steps_1_and_2_the_pairs_and_all_other_judgements(
+    home: Home, tmp_path: Path
+) -> None:
     packaged = Path(sys.modules["rlaif_assets"].__path__[0]) / "constitutions" / "default.yaml"
     text = packaged.read_text()
-    judged = home.warehouse.rows("judging_principles", home.ids()["judging_constitution"])[0]["text"]
-    start = next(piece for piece in judged.split(". ") if piece in text)
-    mine = tmp_path / "mine.yaml"
-    mine.write_text(text.replace(start, f"Think twice. {start}", 1))
     before = home.ids()
-    chosen = ["critique_constitution", "judging_constitution", "revised_responses", "harmlessness_preferences"]
-    found = metadata(home.run(chosen, f"constitution.path={mine}"))
-    assert {name: found[name]["reused"] for name in chosen} == {
-        "critique_constitution": True,
-        "judging_constitution": False,
-        "revised_responses": True,
-        "harmlessness_preferences": False,
+    used = Counter(row["principle_id"] for row in home.warehouse.rows("labels", before["harmlessness_preferences"]))
+    principles = home.warehouse.rows("judging_principles", before["judging_constitution"])
+    principle = next(row for row in principles if used[row["principle_id"]] and row["text"] in text)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.replace(principle["text"], f"Think twice. {principle['text']}", 1))
+    result = home.run(None, f"constitution.path={mine}")
+    assert result.success, failure(result)
+    made = {name for name, found in metadata(result).items() if not found["reused"]}
+    assert made == {
+        *("judging_constitution", "harmlessness_preferences", "label_changes"),
+        *("reward_model", "ppo_policy", "policy_evaluation"),
     }
-    back = home.run(chosen)  # A, B, A: the first snapshots are current again
+    judging = home.warehouse.get(home.ids()["harmlessness_preferences"]).metrics["judging"]
+    assert judging["by_reason"] == {f"principle:{principle['name']}": judging["computed"]}
+    assert judging["computed"] == 2 * used[principle["principle_id"]]
+    back = home.run()  # A, B, A: the first snapshots are current again
     assert back.success and home.ids() == before
 
 

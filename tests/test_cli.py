@@ -51,7 +51,7 @@ def test_help_names_every_verb_without_loading_anything_heavy():
         (["--profile", "poket"], "pocket"),
         (["--select", ","], "selects no asset"),
         (["--set", "zzz.updates=3"], "unknown stage 'zzz': there are audits, base_model"),
-        (["--seed", "-1"], "'--seed': -1 is not in the range"),
+        (["--seed", "-1"], "Invalid value for '--seed'"),
         (
             ["--select", "base_model", "--force", "base_model,ppo_policy"],
             "would make ppo_policy again",

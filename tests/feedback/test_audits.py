@@ -157,10 +157,10 @@ def test_labels_that_do_not_swap_with_the_texts():
 
 def test_a_judge_that_ignores_the_principle():
     same, turned = probe("counter_principle", 0.9, 0.9), probe("counter_principle", 0.9, 0.2)
-    found = probed(same, turned, turned, has_counter=True)
-    assert found["counter_principle"]["value"] == pytest.approx(2.8 / 4.4)
+    found = probed(same, turned, turned, turned, has_counter=True)
+    assert found["counter_principle"]["value"] == pytest.approx(4.2 / 5.8)
     assert found["counter_principle"]["passed"] and found["counter_principle"]["blocks"]
-    assert not probed(same, same, turned, has_counter=True)["counter_principle"]["passed"]
+    assert not probed(same, turned, turned, has_counter=True)["counter_principle"]["passed"]
     assert found["other_principle"]["count"] is None
 
 
