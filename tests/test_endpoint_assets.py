@@ -43,7 +43,7 @@ def settings(server: ChatServer, *more: str) -> tuple[str, ...]:
 
 def plan(n: int, body: Mapping[str, Any]) -> Answer:
     if "Do not choose yet" in text_of(body):
-        return Answer(completion("Both are short.", model=f"{MODEL}-2026-11-01"))
+        return Answer(completion(f"Both are short, and my key is {KEY}.", model=f"{MODEL}-2026-11-01"))
     answer = letters(0.7)
     return Answer({**answer.body, "model": f"{MODEL}-2026-11-01"})
 
@@ -81,7 +81,7 @@ def test_what_is_recorded_of_an_endpoint_and_what_is_reused(
     assert changed.success, failure(changed)
     assert metadata(changed)["feedback_model"]["reused"]
     reasoned = rows(home)
-    assert {entry["rationale"] for entry in reasoned} == {"Both are short."}
+    assert {entry["rationale"] for entry in reasoned} == {"Both are short, and my key is [key]."}
     assert [entry["p_a"] for entry in reasoned if entry["order"] == "ab"] == pytest.approx([0.6] * (len(found) // 2))
     assert not {entry["judge"] for entry in reasoned} & {entry["judge"] for entry in found}
 

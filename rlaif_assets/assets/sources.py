@@ -198,7 +198,7 @@ def community_votes(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"python", "duckdb"},
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("human_verdicts", HumanVerdict),
 )
 def human_verdicts(

@@ -21,6 +21,16 @@ from rlaif_assets.settings import AuditsSettings
 
 MAX_GAP = float(RULES["verdict_reaches_label"].limit)
 UNDECIDED = (0.45, 0.55)
+OF_THE_JUDGE = (
+    "letter_mass",
+    "position_flip_rate",
+    "both_orders",
+    "labels_vary",
+    "verdict_reaches_label",
+    "texts_swap",
+    "counter_principle",
+    "undecided_labels",
+)
 Measured = tuple[float | None, int | None, str]
 """Value, number of rows behind it (None: there is nothing to audit), note."""
 
@@ -84,6 +94,10 @@ def audit(evidence: Evidence, settings: AuditsSettings) -> list[dict[str, Any]]:
         if evidence.shared is None
         else (float(len(evidence.shared)), 1, f"the judge is {', '.join(evidence.shared) or 'none of them'}"),
     }
+    if evidence.labels and not labels:
+        found |= dict.fromkeys(OF_THE_JUDGE, (None, None, "not asked: every label is a person's"))
+    elif labels and all(label.orders == "single" for label in labels):
+        found["position_flip_rate"] = (None, None, "not asked: one order was judged, as the settings want it")
     return [make_verdict(name, *found[name], settings) for name in RULES]
 
 

@@ -79,7 +79,7 @@ def audit_pairs(
     """
     prompts, pairs, people = as_pairs(comparisons)
     judgements, failed = judge_pairs(judge, constitution, prompts, pairs, settings, progress)
-    labels = make_labels(judgements)
+    labels = make_labels(judgements, settings.average, settings.orders)
 
     def again(phase: str, done: int, total: int) -> None:
         progress(f"audit {phase}", done, total)
@@ -89,7 +89,8 @@ def audit_pairs(
     probes += probe_judge(label, constitution, prompts, pairs, labels, audits.probe_pairs)
     by_id = {pair.pair_id: pair for pair in pairs}
     counter = has_counter(constitution)
-    verdicts = audit(Evidence(labels, judgements, pairs, len(refused), probes, counter, by_id), audits)
+    evidence = Evidence(labels, judgements, pairs, len(refused), probes, counter, by_id, average=settings.average)
+    verdicts = audit(evidence, audits)
     asked = {**settings.model_dump(), "probe_pairs": audits.probe_pairs}
     date = datetime.now(UTC).isoformat(timespec="seconds")
     counts = {"read": len(comparisons) + len(refused), "refused": len(refused), "pairs": len(pairs)}

@@ -23,7 +23,8 @@ def override(
 ) -> Overridden:
     """Puts people's labels in the place of the judge's, also where the judge gave none.
 
-    `p_a` is the mean over the annotators of each one's last verdict (`time`). A verdict on the pair's texts with the
+    `p_a` is the mean over the annotators of each one's last verdict (`time`; of the same time, the later in the file).
+    A verdict on the pair's texts with the
     responses the other way round counts as 1 - p_a.
     """
     found, unmatched = _by_pair(verdicts, pairs, prompts)
@@ -51,7 +52,7 @@ def _by_pair(
             by_texts[messages, a, b] = pair.pair_id, False
     found: dict[str, dict[str, HumanVerdict]] = {}
     unmatched = 0
-    for verdict in sorted(verdicts, key=lambda verdict: (verdict.time, verdict.verdict_id)):
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.time):
         pair_id, swapped = verdict.pair_id, False
         if pair_id is None:
             texts = canonical_json(verdict.messages), verdict.response_a or "", verdict.response_b or ""

@@ -15,7 +15,8 @@ from rlaif_assets.settings import AuditsSettings
 
 @dataclass(frozen=True)
 class Rule:
-    """One audit. `limit` is a number or the name of the setting that holds it; `at_least` says on which side to be.
+    """One audit. `limit` is a number or the name of the setting that holds it; `at_least` says on which side to be, and
+    `above` that the limit itself does not do.
 
     Its failure stops training `always`, `never` (it warns), from so many rows on (`blocks_from`, a setting), or past a
     second limit (`blocks_past`, a setting).
@@ -25,6 +26,7 @@ class Rule:
     advice: str
     limit: float | str
     at_least: bool = False
+    above: bool = False
     blocks: Literal["always", "never"] = "always"
     blocks_from: str | None = None
     blocks_past: str | None = None
@@ -99,6 +101,7 @@ RULES: dict[str, Rule] = {
         "try another judge",
         "min_margin",
         at_least=True,
+        above=True,
         blocks="never",
         blocks_from="min_reference",
     ),
@@ -157,6 +160,7 @@ def make_verdict(
     if value is not None and not math.isfinite(value):
         value = None
     passed = value is not None and (value >= limit if rule.at_least else value <= limit)
+    passed = passed and not (rule.above and value == limit)
     blocks = rule.blocks == "always"
     if audit == "judge_in_ancestry":
         passed = passed or (value is not None and limits.accept_shared_ancestry)

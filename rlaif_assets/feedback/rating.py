@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from rlaif_assets.feedback.endpoint_judge import VERDICT_TOKENS, outcomes, sample_replies
 from rlaif_assets.feedback.judge import Failure, Method
 from rlaif_assets.feedback.replies import chosen_option, option_masses, require_certain
-from rlaif_assets.language_models.chat import encode_text
+from rlaif_assets.language_models.chat import encode_prompt, encode_text
 from rlaif_assets.language_models.endpoint import Endpoint
 from rlaif_assets.language_models.errors import EndpointError, ModelError
 from rlaif_assets.language_models.local import Conversation, LocalModel, option_tokens
@@ -119,7 +119,9 @@ class LocalRater:
         for i in fitting:
             found = self.model.answer_logprobs([questions[i]] * len(endings), endings)
             sums = [math.fsum(float(value) for value in row[shared:]) for row in found]
-            yield {i: _rated(self.scale, sums, sum(map(len, endings)), 0, "continuations")}
+            question = len(encode_prompt(self.model.tokenizer, questions[i]))
+            read = len(endings) * question + sum(map(len, endings))
+            yield {i: _rated(self.scale, sums, read, 0, "continuations")}
 
 
 class EndpointRater:

@@ -86,4 +86,4 @@ def _time(fields: dict[str, Any]) -> str:
         found = datetime.fromisoformat(text)
     except ValueError as error:
         raise RowError(f"time is {text!r}; give ISO 8601, such as 2026-01-31T09:30:00Z") from error
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="microseconds")

@@ -101,7 +101,7 @@ class Endpoint:
                 temperature=temperature,
                 **options,
             )
-            reply = _reply(completion)
+            reply = _reply(completion, self._without_key)
         except openai.AuthenticationError:
             raise EndpointStoppedError(
                 f"{self.url} refuses the key (HTTP 401): put a valid one into the environment variable "
@@ -152,7 +152,7 @@ class Endpoint:
                         stopped = stopped or str(error)
                         continue
                     except EndpointError as error:
-                        result = error
+                        result = EndpointError(self._without_key(str(error)))
                     done += 1
                     failures = failures + 1 if isinstance(result, EndpointError) else 0
                     if failures >= self.compute.endpoint_failures and not stopped:
@@ -206,10 +206,11 @@ class Endpoint:
         return self._line(f"the reply is no chat completion ({type(error).__name__}: {error})")
 
     def _line(self, text: str) -> str:
-        line = " ".join(text.split())
-        if self._key:
-            line = line.replace(self._key, "[key]")
+        line = self._without_key(" ".join(text.split()))
         return line if len(line) <= REASON_CHARACTERS else f"{line[: REASON_CHARACTERS - 1]}…"
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
 
 
 def is_endpoint(source: str) -> bool:
@@ -250,20 +251,36 @@ def _require_json(response: Any) -> None:
             raise httpx2.RemoteProtocolError(f"HTTP {response.status_code} with {kind} that is not JSON") from None
 
 
-def _reply(completion: Any) -> Reply:
+def _reply(completion: Any, clean: Callable[[str], str]) -> Reply:
+    """Raises ValueError or TypeError for anything that a reply cannot be; the client itself checks no types."""
     if not completion.choices:
         raise ValueError("no choices in it")
     choice, usage = completion.choices[0], completion.usage
+
+    def text(value: Any, what: str) -> str:
+        if not isinstance(value, str):
+            raise TypeError(f"{what} is {type(value).__name__}, not text")
+        return clean(value)
+
+    def count(value: Any, what: str) -> int:
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise ValueError(f"{what} is {value!r}, not a count")
+        return value or 0
+
     tokens = choice.logprobs.content if choice.logprobs is not None else None
     return Reply(
-        text=choice.message.content or "",
+        text=text(choice.message.content or "", "the content"),
         tokens=tuple(
-            ReplyToken(token.token, token.logprob, tuple((other.token, other.logprob) for other in token.top_logprobs))
+            ReplyToken(
+                text(token.token, "a token"),
+                token.logprob,
+                tuple((text(other.token, "a token"), other.logprob) for other in token.top_logprobs),
+            )
             for token in tokens
         )
         if tokens
         else None,
-        tokens_in=(usage.prompt_tokens or 0) if usage else 0,
-        tokens_out=(usage.completion_tokens or 0) if usage else 0,
-        model=completion.model,
+        tokens_in=count(usage.prompt_tokens, "prompt_tokens") if usage else 0,
+        tokens_out=count(usage.completion_tokens, "completion_tokens") if usage else 0,
+        model=text(completion.model, "the model's name") if completion.model else None,
     )

@@ -28,7 +28,9 @@ MAX_PARTS = 200  # so many files wait at most: a judge that answers one question
 RECENT = 10_000  # judgements that a judge's speed is told from
 FIELDS = [field.name for field in dataclasses.fields(Judgement)]
 COLUMNS = ", ".join(f'"{name}"' for name in FIELDS)
-UNHASHED = frozenset({"as_of", "seconds", "created_at", "dagster_run_id"})  # when it was asked, not what was answered
+# When it was asked, and as whose question: equal texts may be those of two pairs, or of two principles. The question's
+# id holds both texts.
+UNHASHED = frozenset({"as_of", "seconds", "created_at", "dagster_run_id", "pair_id", "principle_id"})
 
 
 class Seen(NamedTuple):

@@ -186,6 +186,10 @@ def test_agreement_with_people_must_beat_the_ruler_and_stops_training_from_200_p
     assert 0 < good["agreement"]["value"] < 180 / 220 - 0.6
     assert not poor["agreement"]["passed"] and poor["agreement"]["blocks"]
     assert not few["agreement"]["passed"] and not few["agreement"]["blocks"]
+    ruler = [probe("agreement", 1.0, 0.9 if i % 5 < 3 else 0.1, i) for i in range(220)]  # the shorter text, always
+    reference = {f"pair-{i}": pair(i, "xx", "xxx" if i % 5 < 3 else "x") for i in range(220)}
+    same = probed(*ruler, reference=reference)["agreement"]
+    assert same["value"] == 0.0 and not same["passed"] and same["blocks"]
 
 
 def test_calibration_against_people_warns():
@@ -242,6 +246,11 @@ def test_what_people_said_is_not_held_against_the_judge():
     assert failed([*make_labels(judgements), human], judgements) == []
 
 
+def test_a_set_that_people_labelled_alone_is_not_asked_what_a_judge_is():
+    human = [Label(f"h{i}", f"pair-{i}", None, 1.0, (), None, "human", "a person") for i in range(20)]
+    assert failed(human, []) == []
+
+
 def test_other_averages_and_single_orders_pass_where_they_are_what_was_asked():
     judgements = make_judgements(SOUND)
     labels = make_labels(judgements, "log_odds")
@@ -249,7 +258,7 @@ def test_other_averages_and_single_orders_pass_where_they_are_what_was_asked():
     assert failed(labels, judgements) == ["verdict_reaches_label"]
     one_each = judgements[::2]
     single = make_labels(one_each, orders="single")
-    assert failed(single, one_each) == ["position_flip_rate"]  # nothing to measure it on
+    assert failed(single, one_each) == []
     assert "both_orders" in failed(make_labels(judgements, orders="single"), judgements)
 
 

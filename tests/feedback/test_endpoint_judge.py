@@ -121,6 +121,11 @@ BAD: dict[str, tuple[Answer, str]] = {
     "500": (Answer({}, 500), "HTTP 500"),
     "reset": (Answer(completion("A"), cut=True), "no connection, or it broke"),
     "html": (Answer("<html>", content_type="text/html"), "not JSON"),
+    "a token that is no text": (Answer(completion("A", [(7, -0.1, {"A": -0.1})])), "a token is int"),  # type: ignore
+    "content in parts": (Answer(completion([{"type": "text", "text": "A"}])), "the content is list"),  # type: ignore
+    "a model that is no text": (Answer(completion("A", model=7)), "the model's name is int"),  # type: ignore
+    "half a token used": (Answer(completion("A", usage=(5.5, 1))), "prompt_tokens is 5.5"),  # type: ignore
+    "tokens given back": (Answer(completion("A", usage=(-7, 1))), "prompt_tokens is -7"),
 }
 
 
@@ -131,6 +136,17 @@ def test_what_cannot_be_read_is_a_failure_of_its_question_alone(name: str, serve
     failure = found.pop(2)
     assert isinstance(failure, Failure) and reason in failure.reason and "\n" not in failure.reason
     assert len(found) == 5 and all(isinstance(outcome, Reading) for outcome in found.values())
+
+
+@pytest.mark.parametrize("method", ["logprobs", "votes"])
+def test_a_key_that_the_server_repeats_is_in_no_failure(
+    method: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-sentinel-1")
+    pieces: list[Token] = [(piece, -0.1, {piece: -0.1}) for piece in ("Bad key ", "sk-senti", "nel-1")]
+    found = read(judge(serve(lambda n, body: Answer(completion("Bad key sk-sentinel-1", pieces))), method))
+    reasons = [outcome.reason for outcome in found.values() if isinstance(outcome, Failure)]
+    assert len(reasons) == 6 and "sk-sentinel-1" not in str(reasons)
 
 
 def test_a_slow_answer_is_a_failure(serve: Serve) -> None:

@@ -56,6 +56,9 @@ def test_the_last_verdict_of_each_annotator_counts_and_annotators_are_averaged()
         verdict("pair-0", 0.0, "ann", later), verdict("pair-0", 1.0, "ann"), verdict("pair-0", 0.5, "bob")
     )
     assert (labels[0].p_a, labels[0].annotator, human) == (0.25, "ann, bob", 1)
+    for last in (0.0, 1.0):  # of the same time, the later in the file
+        again, _, _ = overridden(verdict("pair-0", 1 - last), verdict("pair-0", last))
+        assert again[0].p_a == last
     assert len(labels[0].verdict_ids) == 2
 
 

@@ -29,7 +29,7 @@ from rlaif_assets.records import (
     Prompt,
 )
 from rlaif_assets.settings import HarmlessnessPreferencesSettings
-from rlaif_assets.store.judgements import JudgementStore
+from rlaif_assets.store.judgements import JudgementStore, judgements_hash
 from rlaif_assets.store.warehouse import Warehouse
 from tests.feedback.fakes import JUDGING, PROMPTS, FakeModel, local, make_pair
 
@@ -137,6 +137,22 @@ def test_with_a_store_nothing_is_asked_twice(tmp_path: Path):
         label_with(FakeModel()), DECLARED, BY_ID, PAIRS, stored_labels, 4
     )
     assert sum(asked) == count
+
+
+def test_a_pair_whose_swap_was_probed_keeps_the_hash_of_what_is_stored(tmp_path: Path):
+    """Its texts were judged as another pair's: the answers are those, under that pair's id."""
+    store = JudgementStore(Warehouse(tmp_path))
+    label = labeller(LocalJudge(local(FakeModel())), SETTINGS, silent, store, "run")
+    one = JudgingConstitution((KIND,), ())
+    swap_probes(label, one, BY_ID, PAIRS, label(one, BY_ID, PAIRS))
+    own = [
+        replace(pair, pair_id=f"own-{i}", response_a=pair.response_b, response_b=pair.response_a)
+        for i, pair in enumerate(PAIRS)
+    ]
+    for found in label(one, BY_ID, own):
+        rows = store.fetch(found.judgement_ids)
+        assert {row.pair_id for row in rows.values()} != {found.pair_id}
+        assert found.judgements_hash == judgements_hash([rows[i] for i in found.judgement_ids])
 
 
 def comparisons() -> list[Comparison]:

@@ -71,6 +71,9 @@ class TestLocal:
             chances = np.exp(sums - sums.max())
             assert rating.score == pytest.approx((chances @ np.arange(1, 10) / chances.sum() - 5) / 4, abs=1e-4)
             assert rating.method == "continuations"
+            question = encode_prompt(model.tokenizer, rating_messages(PROMPTS[i], RESPONSES[i], PRINCIPLE))
+            endings = [encode_text(model.tokenizer, f"{RATING_PREFILL}{option})") for option in RATING_SCALE]
+            assert rating.tokens_in == sum(len(question) + len(ending) for ending in endings)
 
     def test_a_scale_that_one_token_cannot_tell_apart(self, kind: Kind, models: dict[str, LocalModel]) -> None:
         ten = tuple(str(number) for number in range(1, 11))

@@ -25,10 +25,10 @@ def test_without_a_path_there_are_none() -> None:
 def test_pairs_are_named_by_id_or_by_texts_and_times_are_in_utc(write_rows: Write) -> None:
     (one, two), rejected = read(write_rows(BY_ID, {**BY_TEXTS, "time": "2026-01-31"}))
     assert not rejected
-    assert (one.pair_id, one.messages, one.p_a, one.time) == ("p1", None, 0.8, "2026-01-31T09:30:00+00:00")
+    assert (one.pair_id, one.messages, one.p_a, one.time) == ("p1", None, 0.8, "2026-01-31T09:30:00.000000+00:00")
     assert (two.pair_id, two.messages) == (None, ({"role": "user", "content": "Why?"},))
     assert (two.response_a, two.response_b, two.p_a) == ("Because.", "No.", 0.0)
-    assert two.time == "2026-01-31T00:00:00+00:00"
+    assert two.time == "2026-01-31T00:00:00.000000+00:00"
 
 
 def test_equal_verdicts_have_equal_ids_and_others_do_not(write_rows: Write) -> None:
