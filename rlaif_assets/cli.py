@@ -134,7 +134,8 @@ def report(
         from rlaif_assets.instance import home_folder
         from rlaif_assets.store.warehouse import Warehouse
 
-        folders = [home_folder(folder) for folder in [*(homes or []), *([home] if home else [])] or [None]]
+        named = [*(homes or []), *([home] if home else [])] or [None]
+        folders = list(dict.fromkeys(home_folder(folder) for folder in named))  # one that is named twice counts once
         reports = [build_report(Warehouse(folder), split) for folder in folders]
         if len(reports) == 1:
             whole, table = reports[0], report_table(reports[0])
@@ -223,10 +224,12 @@ def doctor(home: Home = None, debug: Debug = False) -> None:
     """Mark runs failed whose process died, free their pool slots, remove unfinished weights; say what was found."""
     with plain_errors(debug):
         from rlaif_assets.instance import existing_home, prepare_home
+        from rlaif_assets.store.warehouse import Warehouse
 
         folder = prepare_home(existing_home(home))
         with dagster_instance() as instance:
             found, removed = _mark_dead_runs(instance, folder)
+        Warehouse(folder).list()  # one that cannot be read says so
         for line in found.left:
             _line(line)
         if not (found.failed or found.freed or removed):

@@ -51,10 +51,10 @@ def home_folder(home: str | Path | None = None) -> Path:
 
 
 def existing_home(home: str | Path | None = None) -> Path:
-    """`home_folder`. Raises HomeError where it is not there, so that a mistyped name makes no home."""
+    """`home_folder`. Raises HomeError where no home was made, so that a mistyped name makes none."""
     folder = home_folder(home)
-    if not folder.is_dir():
-        raise HomeError(f"there is no home {folder}: `rlaif run` makes one, --home names another")
+    if not (folder / "dagster.yaml").is_file():
+        raise HomeError(f"{folder} is no home: `rlaif run` makes one, --home names another")
     return folder
 
 

@@ -300,7 +300,7 @@ class PolicyEvaluationSettings(Settings):
 
 
 class ComputeSettings(Settings):
-    device: str = Field(default="auto", description="auto, cpu or cuda:i")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda:i")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's default")
     batch_tokens: int = Field(default=8192, ge=1, description="padded tokens per forward pass")
     progress: Literal["log", "bar", "none"] = "log"

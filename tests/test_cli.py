@@ -169,6 +169,8 @@ def test_the_report_of_one_home_and_of_several(tmp_path: Path):
     table = rlaif("report", *map(str, homes))
     assert "75.0% ± 35.4%" in table.output
     assert rlaif("report", "--home", str(homes[0])).exit_code == 0
+    twice = json.loads(rlaif("report", "--json", str(homes[0]), str(homes[0])).stdout)
+    assert "mean" not in twice and twice["policies"]["ppo"]["harmless_rate"] == 1.0
 
 
 def test_a_home_without_results_says_what_to_do(home: Path):
@@ -188,12 +190,40 @@ def test_a_home_that_cannot_be_made_is_a_clear_error(tmp_path: Path):
 @pytest.mark.parametrize("words", [("doctor",), ("relabel",), ("relabel", "--dry-run")])
 def test_a_mistyped_home_is_not_made(words: tuple[str, ...], tmp_path: Path):
     result = rlaif(*words, "--home", str(tmp_path / "typo"))
-    assert result.exit_code == 1 and "there is no home" in result.output
+    assert result.exit_code == 1 and "typo is no home" in result.output.replace("\n", "")
     assert not (tmp_path / "typo").exists()
 
 
+def test_a_folder_that_is_no_home_stays_as_it_is(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("")
+    assert rlaif("doctor", "--home", str(tmp_path / "mine")).exit_code == 1
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_doctor_says_where_the_warehouse_cannot_be_read(home: Path):
+    prepare_home(home)
+    (home / "warehouse.duckdb").write_bytes(b"no database" * 400)
+    result = rlaif("doctor")
+    assert result.exit_code == 1 and "warehouse.duckdb" in result.output and "nothing to repair" not in result.output
+
+
+def test_a_run_that_is_terminated_says_so(home: Path):
+    process = start_command("run", "--select", "base_model,critique_constitution,red_team_prompts,revised_responses")
+    assert process.stdout is not None
+    try:
+        next(line for line in process.stdout if "revised_responses" in line)
+        process.terminate()
+        told = process.stdout.read()
+        assert process.wait(60) == 1
+    finally:
+        process.kill()
+        process.wait()
+    assert "revised_responses: stopped by a signal (SIGTERM)" in told and "Interrupted" not in told
+
+
 def test_relabelling_a_home_without_pairs_begins_no_run(home: Path):
-    home.mkdir()
+    prepare_home(home)
     result = rlaif("relabel")
     assert result.exit_code == 1 and "no response_pairs to relabel" in result.output
     with dg.DagsterInstance.from_config(str(home)) as instance:

@@ -82,6 +82,9 @@ def test_prompts_without_a_gold_annotator_are_judged_by_the_feedback_model(real:
     rates = real.warehouse.rows("evaluation_rates", real.ids()["policy_evaluation"])
     harmless = [row for row in rates if row["measure"] == "harmless_rate"]
     assert harmless and all(row["value"] is None and row["note"] for row in harmless)
+    assert all(row["value"] is None for row in rates if row["measure"] == "incoherent_rate")
+    labels = real.warehouse.get(real.ids()["policy_evaluation"]).metrics["labels"]
+    assert all(labels.get(split, {}).get("accuracy") is None for split in ("train", "dev", "test"))
     ties = [row for row in rates if (row["subject"], row["measure"]) == ("ppo_vs_base", "ties")]
     assert {row["split"]: row["note"] for row in ties} == {"dev": "self_judged", "test": "self_judged"}
     # The look-alikes among the pocket world's helpful prompts, which gold could decide, are not mixed in.

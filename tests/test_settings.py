@@ -83,6 +83,7 @@ def test_an_empty_profile_file_is_the_defaults(tmp_path: Path) -> None:
         "policy_evaluation.samples=0",
         "policy_evaluation.temperature=-1",
         "compute.batch_tokens=0",
+        "compute.device=gpu",
         "compute.endpoint_key_variable=sk-1",
         "compute.endpoint_concurrency=0",
         "compute.endpoint_timeout=0",

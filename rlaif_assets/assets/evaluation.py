@@ -33,7 +33,7 @@ HELD_OUT: tuple[Split, ...] = ("dev", "test")
     owners=["team:alignment"],
     kinds={"duckdb", "mlflow", "huggingface"},
     pool="gpu",
-    code_version="4",
+    code_version="5",
     metadata=table_metadata("evaluation_rates", EvaluationRate),
 )
 def policy_evaluation(
@@ -52,7 +52,9 @@ def policy_evaluation(
         from rlaif_assets.pocket.annotator import classify
 
         stage.require_made_from("harmlessness_preferences", "response_pairs", "judging_constitution")
-        stage.require_made_from("response_pairs", "red_team_prompts")
+        stage.require_made_from("response_pairs", "red_team_prompts", "sl_cai_checkpoint")
+        stage.require_made_from("ppo_policy", "sl_cai_checkpoint")
+        stage.require_made_from("sl_cai_checkpoint", "base_model")
         names = {"base": "base_model", "sl_cai": "sl_cai_checkpoint", "ppo": "ppo_policy"}
         policies = {name: stage.model(asset) for name, asset in names.items()}
         prompts = stage.prompts("red_team_prompts", "helpful_prompts", splits=HELD_OUT)
@@ -70,7 +72,7 @@ def policy_evaluation(
 def _rates(
     answers: list[EvaluationAnswer],
     config: PolicyEvaluationConfig,
-    judged: dict[tuple[str, str], int],
+    judged: dict[tuple[str, str], int] | None,
     self_judged: bool,
 ) -> list[EvaluationRate]:
     from rlaif_assets.evaluation.rates import policy_rates, win_rates
@@ -84,19 +86,24 @@ def _rates(
 
 def _judged_duels(
     stage: Stage, answers: list[EvaluationAnswer]
-) -> tuple[dict[tuple[str, str], int], bool, list[Rejection]]:
-    """Duels decided by the feedback model where no gold annotator knows the prompts; whether it made the labels; and
-    the duels that it could not read."""
+) -> tuple[dict[tuple[str, str], int] | None, bool, list[Rejection]]:
+    """Duels decided by the feedback model where no gold annotator knows the red-team prompts (None where one does);
+    whether it made the labels; and the duels that it could not read."""
     from rlaif_assets.evaluation.duels import judge_duels
     from rlaif_assets.training.examples import prompts_by_id
 
+    if not _unknown(stage):
+        return None, False, []
     unknown = prompts_by_id(p for p in stage.prompts("red_team_prompts", splits=HELD_OUT) if p.kind == "unknown")
-    if not unknown:
-        return {}, False, []
     judge, constitution = judge_of(stage), judging_constitution_of(stage)
     judged, unjudged = judge_duels(judge, constitution, unknown, answers, judging_settings_of(stage), stage.progress)
     labels = stage.rows(Label, "harmlessness_preferences", "labels")
     return judged, any(label.annotator == judge.fingerprint for label in labels), unjudged
+
+
+def _unknown(stage: Stage) -> bool:
+    """Whether there are red-team prompts that no gold annotator knows: gold then tells nothing about these policies."""
+    return any(prompt.kind == "unknown" for prompt in stage.prompts("red_team_prompts", splits=("train", *HELD_OUT)))
 
 
 def _label_metrics(stage: Stage, policy: "LocalModel", config: PolicyEvaluationConfig) -> dict[str, Any]:
@@ -107,7 +114,7 @@ def _label_metrics(stage: Stage, policy: "LocalModel", config: PolicyEvaluationC
     labels = stage.rows(Label, "harmlessness_preferences", "labels")
     sampling = ResponsePairsSettings(**stage.inputs["response_pairs"].settings)
     sampling = sampling.model_copy(update={"pairs_per_prompt": config.label_pairs_per_prompt})
-    sources = ("red_team_prompts", "helpful_prompts")
+    sources = ("red_team_prompts",) if _unknown(stage) else ("red_team_prompts", "helpful_prompts")
     held_out: dict[Split, list[Prompt]] = {s: stage.prompts(*sources, splits=(s,)) for s in HELD_OUT}
     found = {
         "train": stored_label_metrics(

@@ -4,11 +4,13 @@ Reads the warehouse; computes no rate (see `rates`) and imports nothing heavy.
 """
 
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from rlaif_assets.records import Split
 from rlaif_assets.store.lineage import ancestry
@@ -38,7 +40,9 @@ class ReportError(ValueError):
 def build_report(warehouse: Warehouse, split: Split) -> dict[str, Any]:
     """The numbers of the current `policy_evaluation` and of the snapshots that it was made from.
 
-    Keys: split, seed, policies, win_rates, labels, reward_model, snapshots, seconds, peak_memory_mb. Beside a policy's
+    Keys: split, seed (None where stages had different ones), policies, win_rates, labels, reward_model, snapshots,
+    seconds, peak_memory_mb, and `mixed`: the ids of an asset that is in it in several versions, such as labels made
+    anew after the policy was trained; `snapshots` and `seconds` then have the latest. Beside a policy's
     numbers stand `intervals` (measure -> [low, high]) and `reasons` (measure -> why it is None); beside a win rate's
     `duels` and `note` (`self_judged`, or why it is None); beside the labels' the `interval` of their accuracy.
     `seconds` are those of making a snapshot, not of reusing it.
@@ -47,16 +51,21 @@ def build_report(warehouse: Warehouse, split: Split) -> dict[str, Any]:
     evaluation = warehouse.current("policy_evaluation") if warehouse.path.exists() else None
     if evaluation is None:
         raise ReportError(f"{warehouse.home} holds no evaluation yet: run `rlaif run --home {warehouse.home}` first")
-    made_from = {record.asset: record for record in ancestry(warehouse, evaluation.snapshot_id)}
+    versions: dict[str, list[SnapshotRecord]] = defaultdict(list)
+    for record in sorted(ancestry(warehouse, evaluation.snapshot_id), key=lambda record: record.created_at):
+        versions[record.asset].append(record)
+    made_from = {asset: records[-1] for asset, records in versions.items()}
+    seeds = {r.settings["seed"] for records in versions.values() for r in records if "seed" in r.settings}
     rates = [row for row in warehouse.rows("evaluation_rates", evaluation.snapshot_id) if row["split"] == split]
     return {
         "split": split,
-        "seed": evaluation.settings.get("seed"),
+        "seed": seeds.pop() if len(seeds) == 1 else None,
         "policies": _policies(rates),
         "win_rates": _win_rates(rates),
         "labels": _labels(evaluation, split),
         "reward_model": _reward_model(made_from.get("reward_model")),
         "snapshots": {asset: record.snapshot_id for asset, record in made_from.items()},
+        "mixed": {asset: [r.snapshot_id for r in found] for asset, found in versions.items() if len(found) > 1},
         "seconds": {asset: record.seconds for asset, record in made_from.items()},
         "peak_memory_mb": max(
             (r.metrics["peak_memory_mb"] for r in made_from.values() if "peak_memory_mb" in r.metrics), default=None
@@ -114,7 +123,8 @@ def report_table(report: dict[str, Any], spread: dict[str, Any] | None = None) -
     for source in report.get("reward_model", {}):
         cells = [_cell(report, spread, ("reward_model", source, measure)) for measure in REWARD_MEASURES]
         rest.add_row(f"reward model, {source}", cells[0], f"nll {cells[1]}, calibration error {cells[2]}")
-    return Group(policies, rest)
+    mixed = [Text(f"several versions of {asset} are in this", style="yellow") for asset in report.get("mixed", {})]
+    return Group(policies, rest, *mixed)
 
 
 def _policies(rates: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -164,10 +164,10 @@ def _csv_rows(path: str) -> Iterator[SourceRow]:
                 header = values
                 if len(set(header)) < len(header):
                     raise IngestError(f"{path}: the header repeats a column name: {', '.join(header)}")
-            elif len(values) > len(header):
+            elif len(values) != len(header):
                 yield SourceRow(where, {}, f"{len(values)} fields where the header has {len(header)}")
             else:
-                yield SourceRow(where, dict(zip(header, values, strict=False)))
+                yield SourceRow(where, dict(zip(header, values, strict=True)))
     except csv.Error as error:
         raise IngestError(f"{path}:{begin}: invalid CSV: {error}; repair or remove the row") from error
     if header is None:

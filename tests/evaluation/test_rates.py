@@ -122,3 +122,20 @@ def test_where_duels_were_judged_they_alone_count():
     other = by_measure(win_rates(answers, "dev", 20, judged=judged), "ppo_vs_sl_cai")
     assert (other["win_rate"].value, other["ties"].value) == (None, None)
     assert other["win_rate"].note == NOT_JUDGED
+
+
+def test_where_the_judge_could_read_no_duel_gold_on_other_prompts_does_not_stand_in():
+    answers = [answer(policy, "mine", None, kind="unknown", intent=None) for policy in ("ppo", "sl_cai")]
+    answers += [
+        answer("ppo", "look", "engaged", kind="lookalike"),
+        answer("sl_cai", "look", "evasive", kind="lookalike"),
+    ]
+    found = by_measure(win_rates(answers, "test", 20, judged={}), "ppo_vs_sl_cai")
+    assert (found["win_rate"].value, found["win_rate"].note) == (None, NOT_JUDGED)
+
+
+def test_a_rate_over_all_prompts_is_none_where_gold_knows_some_of_them_alone():
+    rows = [answer("ppo", "mine", None, kind="unknown", intent=None), answer("ppo", "help", "engaged", kind="harmless")]
+    found = by_measure(policy_rates(rows, "test", 20), "ppo")
+    assert (found["incoherent_rate"].value, found["incoherent_rate"].note) == (None, NO_GOLD)
+    assert found["helpful_rate"].value == 1.0

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from rlaif_assets.assets.configuration import CONFIGS
 from rlaif_assets.evaluation.report import ReportError, build_report, combine_reports, report_table
-from rlaif_assets.store.warehouse import Warehouse
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 from tests.evaluation.rows import LABELS, fill
 from tests.homes import Home
 
@@ -40,11 +40,30 @@ def test_the_report_has_the_promised_keys(tmp_path: Path):
     assert report["peak_memory_mb"] == 900.0
 
 
+def test_versions_that_do_not_belong_together_are_named(tmp_path: Path):
+    warehouse = fill(tmp_path, ("engaged",) * 4, seed=7)
+    old = build_report(warehouse, "test")["snapshots"]["harmlessness_preferences"]
+    anew = SnapshotRecord(asset="harmlessness_preferences", key="anew", settings={"seed": 8})
+    labels = warehouse.publish(anew, {}).snapshot_id
+    made = warehouse.get(build_report(warehouse, "test")["snapshots"]["policy_evaluation"])
+    inputs = {**made.inputs, "harmlessness_preferences": labels}
+    later = SnapshotRecord(asset="policy_evaluation", key="later", settings={"seed": 7}, inputs=inputs)
+    warehouse.record_materialization(warehouse.publish(later, {}).snapshot_id, None, reused=False)
+    report = build_report(warehouse, "test")
+    assert report["mixed"] == {"harmlessness_preferences": [old, labels]}
+    assert report["snapshots"]["harmlessness_preferences"] == labels and report["seed"] is None
+    shown = StringIO()
+    Console(file=shown, width=120).print(report_table(report))
+    assert "several versions of harmlessness_preferences are in this" in shown.getvalue()
+
+
 def test_the_report_of_a_run_covers_all_of_its_assets(home: Home):
     report = json.loads(json.dumps(build_report(home.warehouse, "test")))
     assert set(report) == {
-        "split", "seed", "policies", "win_rates", "labels", "reward_model", "snapshots", "seconds", "peak_memory_mb",
+        "split", "seed", "policies", "win_rates", "labels", "reward_model", "snapshots", "mixed", "seconds",
+        "peak_memory_mb",
     }  # fmt: skip
+    assert report["mixed"] == {}
     made_from = {asset: snapshot for asset, snapshot in home.first.items() if asset != "label_changes"}
     assert report["snapshots"] == made_from and home.first.keys() == CONFIGS.keys()
     assert report["seconds"].keys() == made_from.keys()
