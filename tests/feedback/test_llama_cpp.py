@@ -4,7 +4,6 @@ It builds from source for some twenty minutes, so it lives in an environment of 
 llama-cpp-python[server], gguf and safetensors), whose Python LLAMA_CPP_PYTHON names.
 """
 
-import math
 import os
 import socket
 import subprocess
@@ -13,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from rlaif_assets.feedback.endpoint_judge import EndpointJudge, detect_method
-from rlaif_assets.feedback.judge import LocalJudge, Reading
+from rlaif_assets.feedback.endpoint_judge import VERDICT_TOKENS, EndpointJudge, detect_method
+from rlaif_assets.feedback.judge import Reading
+from rlaif_assets.feedback.replies import chosen_option
 from rlaif_assets.language_models.endpoint import Endpoint
-from rlaif_assets.language_models.local import load_model
+from rlaif_assets.language_models.local import Conversation, LocalModel, load_model
+from rlaif_assets.language_models.prompts import JUDGE_OPTIONS
 from rlaif_assets.pocket.world import model_folder
 from rlaif_assets.settings import ComputeSettings, FeedbackModelSettings
 from tests.feedback.test_transformers_serve import questions, wait_for
@@ -60,13 +61,17 @@ def test_its_log_probabilities_are_those_of_the_same_model_here(url: str) -> Non
     assert (method, reason) == ("logprobs", "the server gives log-probabilities")
     judge = EndpointJudge(Endpoint(url, NAME, compute, version), method, settings)
     served = {number: outcome for batch in judge.read(questions()) for number, outcome in batch.items()}
-    local = LocalJudge(load_model(model_folder(), compute))
-    here = {number: outcome for batch in local.read(questions()) for number, outcome in batch.items()}
-    for number in range(len(questions())):
-        theirs, ours = served[number], here[number]
-        assert isinstance(theirs, Reading) and isinstance(ours, Reading), (theirs, ours)
-        assert theirs.method == "logprobs"
-        pairs = ((theirs.logprob_first, ours.logprob_first), (theirs.logprob_second, ours.logprob_second))
-        for logprob, expected in pairs:
-            print(f"question {number}: {math.exp(logprob):.4f} (here {math.exp(expected):.4f})")
-            assert math.exp(logprob) == pytest.approx(math.exp(expected), abs=0.01)
+    model = load_model(model_folder(), compute)
+    for number, question in enumerate(questions()):
+        reading, expected = served[number], logprobs_here(model, question)
+        assert isinstance(reading, Reading) and reading.method == "logprobs", reading
+        assert (reading.logprob_first, reading.logprob_second) == pytest.approx(expected, abs=0.01)
+
+
+def logprobs_here(model: LocalModel, question: Conversation) -> list[float]:
+    """Of both letters, after what the model itself replies before it names one."""
+    (reply,) = model.generate([question], [0], VERDICT_TOKENS, 0.0)
+    named = chosen_option(reply.text, JUDGE_OPTIONS)
+    assert named is not None, reply.text
+    ((_, logprobs, _),) = model.option_batches([question], reply.text[: named[1]], JUDGE_OPTIONS)
+    return [float(value) for value in logprobs[0]]
