@@ -53,7 +53,7 @@ def home_folder(home: str | Path | None = None) -> Path:
 def existing_home(home: str | Path | None = None) -> Path:
     """`home_folder`. Raises HomeError where no home was made, so that a mistyped name makes none."""
     folder = home_folder(home)
-    if not (folder / "dagster.yaml").is_file():
+    if not any((folder / name).is_file() for name in ("dagster.yaml", "warehouse.duckdb")):
         raise HomeError(f"{folder} is no home: `rlaif run` makes one, --home names another")
     return folder
 
