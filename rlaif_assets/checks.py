@@ -62,7 +62,10 @@ def _result(
     snapshot: "SnapshotRecord | None",
 ) -> dg.AssetCheckResult:
     if row is None or snapshot is None:
-        return dg.AssetCheckResult(passed=False, asset_key=AUDITED, check_name=name, description="never audited")
+        severity = dg.AssetCheckSeverity.ERROR if settings.enforce else dg.AssetCheckSeverity.WARN
+        return dg.AssetCheckResult(
+            passed=False, asset_key=AUDITED, check_name=name, severity=severity, description="never audited"
+        )
     stops, advice = row["blocks"] and settings.enforce, RULES[name].advice
     told = row["note"] if row["count"] is None else f"{measured(row)}: {row['note']}"
     if not row["passed"]:
