@@ -6,8 +6,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from rlaif_assets import checks
 from rlaif_assets.checks import agrees_with_labels
 from rlaif_assets.resources import Storage
+from rlaif_assets.settings import AuditsSettings
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
 
@@ -38,3 +40,10 @@ def test_without_a_held_out_comparison_it_does_not_pass(tmp_path: Path, heldout:
     found = verdict(tmp_path, heldout)
     assert not found.passed
     assert found.description == "no held-out comparison to measure on"
+
+
+@pytest.mark.parametrize("enforce", [True, False])
+def test_a_set_that_was_never_audited_fails_and_stops_unless_audits_are_not_enforced(enforce: bool) -> None:
+    found = checks._result("letter_mass", None, AuditsSettings(enforce=enforce), None)
+    assert not found.passed and found.description == "never audited"
+    assert found.severity == (dg.AssetCheckSeverity.ERROR if enforce else dg.AssetCheckSeverity.WARN)

@@ -92,7 +92,7 @@ def _judged_duels(
     from rlaif_assets.evaluation.duels import judge_duels
     from rlaif_assets.training.examples import prompts_by_id
 
-    if not _unknown(stage):
+    if not _has_unknown_prompts(stage):
         return None, False, []
     unknown = prompts_by_id(p for p in stage.prompts("red_team_prompts", splits=HELD_OUT) if p.kind == "unknown")
     judge, constitution = judge_of(stage), judging_constitution_of(stage)
@@ -101,7 +101,7 @@ def _judged_duels(
     return judged, any(label.annotator == judge.fingerprint for label in labels), unjudged
 
 
-def _unknown(stage: Stage) -> bool:
+def _has_unknown_prompts(stage: Stage) -> bool:
     """Whether there are red-team prompts that no gold annotator knows: gold then tells nothing about these policies."""
     return any(prompt.kind == "unknown" for prompt in stage.prompts("red_team_prompts", splits=("train", *HELD_OUT)))
 
@@ -114,7 +114,7 @@ def _label_metrics(stage: Stage, policy: "LocalModel", config: PolicyEvaluationC
     labels = stage.rows(Label, "harmlessness_preferences", "labels")
     sampling = ResponsePairsSettings(**stage.inputs["response_pairs"].settings)
     sampling = sampling.model_copy(update={"pairs_per_prompt": config.label_pairs_per_prompt})
-    sources = ("red_team_prompts",) if _unknown(stage) else ("red_team_prompts", "helpful_prompts")
+    sources = ("red_team_prompts",) if _has_unknown_prompts(stage) else ("red_team_prompts", "helpful_prompts")
     held_out: dict[Split, list[Prompt]] = {s: stage.prompts(*sources, splits=(s,)) for s in HELD_OUT}
     found = {
         "train": stored_label_metrics(

@@ -24,8 +24,7 @@ def override(
     """Puts people's labels in the place of the judge's, also where the judge gave none.
 
     `p_a` is the mean over the annotators of each one's last verdict (`time`; of the same time, the later in the file).
-    A verdict on the pair's texts with the
-    responses the other way round counts as 1 - p_a.
+    A verdict on the pair's texts with the responses the other way round counts as 1 - p_a.
     """
     found, unmatched = _by_pair(verdicts, pairs, prompts)
     by_judge = {label.pair_id: label for label in labels}
