@@ -71,9 +71,10 @@ def run(
         from rlaif_assets.settings import apply_overrides, load_profile
 
         settings = apply_overrides(load_profile(profile), overrides or [], seed)
-        folder = prepare_home(home_folder(home), profile)
-        from rlaif_assets.pipeline import run_pipeline, with_bars
+        from rlaif_assets.pipeline import chosen_assets, rlaif_all, run_pipeline, with_bars
 
+        chosen_assets(rlaif_all(), select, force)  # a wrong name leaves no home behind
+        folder = prepare_home(home_folder(home), profile)
         bars = out.is_terminal and settings.compute.progress == "log"
         with dagster_instance() as instance:
             _mark_dead_runs(instance, folder)

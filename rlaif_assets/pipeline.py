@@ -77,14 +77,7 @@ def run_pipeline(
         warnings.simplefilter("ignore")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     job = load()
-    names = selected_assets(job, select) if select else None
-    forced = selected_assets(job, force) if force else []
-    unselected = sorted(set(forced) - set(names or forced))
-    if unselected:
-        raise SettingsError(
-            f"--force {force} would make {', '.join(unselected)} again, which --select {select} leaves out: "
-            "select them too, or do not force them"
-        )
+    names, forced = chosen_assets(job, select, force)
     if names and "harmlessness_preferences" in names and set(names) <= set(RELABELLED):
         busy = relabelling(home_folder())
         if busy:
@@ -112,6 +105,19 @@ def run_pipeline(
     if ended is not None and SKIPPED_TAG in ended.tags:
         raise RunSkippedError(f"{ended.tags[SKIPPED_TAG]}; what is made of it was left out too")
     return run.run_id
+
+
+def chosen_assets(job: "JobDefinition", select: str | None, force: str | None) -> tuple[list[str] | None, list[str]]:
+    """What `run_pipeline` would make (None: all) and make again. Raises SettingsError as it does."""
+    names = selected_assets(job, select) if select else None
+    forced = selected_assets(job, force) if force else []
+    unselected = sorted(set(forced) - set(names or forced))
+    if unselected:
+        raise SettingsError(
+            f"--force {force} would make {', '.join(unselected)} again, which --select {select} leaves out: "
+            "select them too, or do not force them"
+        )
+    return names, forced
 
 
 def selected_assets(job: "JobDefinition", text: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 MAX_SEED = 2**32 - 1  # what numpy takes
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -27,6 +27,15 @@ class SettingsError(ValueError):
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` is no number, although Python counts it as 1."""
+        assert info.field_name is not None
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("Input should not be true or false")
+        return value
+
 
 class ConstitutionSettings(Settings):
     path: str = Field(
@@ -36,7 +45,7 @@ class ConstitutionSettings(Settings):
 
 class RedTeamPromptsSettings(Settings):
     path: str = Field(
-        default="pocket", description="'pocket', a JSONL/JSONL.gz/CSV file, or 'datasets:ID[:CONFIG[:SPLIT]]'"
+        default="pocket", description="'pocket', a JSONL/JSONL.gz/CSV file, or 'datasets:ID[@COMMIT][:CONFIG[:SPLIT]]'"
     )
     limit: int | None = Field(default=None, ge=1, description="read at most so many rows")
     max_characters: int = Field(

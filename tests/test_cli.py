@@ -66,6 +66,12 @@ def test_a_wrong_name_is_refused_with_the_nearest(words: list[str], nearest: str
     assert not (home / "warehouse.duckdb").exists()
 
 
+def test_a_wrong_selection_makes_no_home(tmp_path: Path):
+    result = rlaif("run", "--select", "base_modle", "--home", str(tmp_path / "new"))
+    assert result.exit_code == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_is_reused_recorded_under_the_job_and_says_who_works(home: Path):
     first = rlaif("run", "--select", "critique_constitution,judging_constitution")
     assert first.exit_code == 0, first.output

@@ -56,6 +56,9 @@ def test_an_empty_profile_file_is_the_defaults(tmp_path: Path) -> None:
     [
         "relabel.cron='0 3 * *'",
         "relabel.time_zone=Mars/Olympus",
+        "ppo_policy.harmful_share=true",
+        "ppo_policy.updates=true",
+        "red_team_prompts.limit=true",
         "relabel.overdue_after_days=0",
         "red_team_prompts.limit=0",
         "red_team_prompts.heldout_share=0.51",

@@ -200,7 +200,7 @@ def _read_questions(settings: CommunityVotesSettings) -> tuple[list[CommunityAns
             try:
                 if not isinstance(answer, dict):
                     raise RowError(f"expected an object, found {type(answer).__name__}")
-                accepted = answer.get("selected", False) is True
+                accepted = _truth(answer.get("selected"), "selected")
                 votes = None if answer.get("votes") is None else _integer(answer["votes"], "votes")
                 if votes is None:
                     score = _integer(answer.get("pm_score"), "pm_score")
@@ -222,10 +222,19 @@ def _question(row: SourceRow, collector: _Collector) -> tuple[str, list[Any]]:
 
 
 def _integer(value: Any, name: str) -> int:
+    """`4`, `4.0` (pandas writes whole numbers so beside missing ones) and their texts. Raises RowError."""
     try:
-        return int(str(value))
+        return int(re.sub(r"\.0*$", "", str(value)))
     except ValueError as error:
         raise RowError(f"{name} is not a whole number: {excerpt(value)}") from error
+
+
+def _truth(value: Any, name: str) -> bool:
+    """A missing one is false. Raises RowError."""
+    found = {"true": True, "1": True, "false": False, "0": False, "none": False}.get(str(value).lower())
+    if found is None:
+        raise RowError(f"{name} is neither true nor false: {excerpt(value)}")
+    return found
 
 
 def html_to_text(html: str) -> str:

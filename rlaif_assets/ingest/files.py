@@ -1,9 +1,9 @@
 """Rows out of files and hub data sets, each with its file and line. What the rows mean is decided by the other readers.
 
-JSONL, JSONL.gz, CSV, CSV.gz and `datasets:ID[:CONFIG[:SPLIT]]`. A file whose structure is broken (truncated gzip, a
-line that is not JSON or not UTF-8) raises IngestError with the line: half a file is never taken for a whole one. A line
-of valid JSON that is not an object, and a CSV row with more fields than its header, are rows with a `problem`. Blank
-lines are no rows. A byte order mark and CRLF are accepted.
+JSONL, JSONL.gz, CSV, CSV.gz and `datasets:ID[@COMMIT][:CONFIG[:SPLIT]]`. A file whose structure is broken (truncated
+gzip, a line that is not JSON or not UTF-8) raises IngestError with the line: half a file is never taken for a whole
+one. A line of valid JSON that is not an object, and a CSV row with more fields than its header, are rows with a
+`problem`. Blank lines are no rows. A byte order mark and CRLF are accepted.
 """
 
 import csv
@@ -21,7 +21,7 @@ from rlaif_assets.ingest.errors import IngestError, RowError
 from rlaif_assets.records import Rejection, Split
 
 HUB_PREFIX = "datasets:"
-HUB_FORM = "datasets:ID[:CONFIG[:SPLIT]]"
+HUB_FORM = "datasets:ID[@COMMIT][:CONFIG[:SPLIT]]"
 BOM = b"\xef\xbb\xbf"
 GZIP_MAGIC = b"\x1f\x8b"
 EXCERPT = 300
@@ -175,7 +175,8 @@ def _csv_rows(path: str) -> Iterator[SourceRow]:
 
 
 def _hub_rows(spec: str, limit: int | None) -> Iterator[SourceRow]:
-    identifier, *options = spec.removeprefix(HUB_PREFIX).split(":")
+    name, *options = spec.removeprefix(HUB_PREFIX).split(":")
+    identifier, _, commit = (name, "", "") if Path(name).is_dir() else name.partition("@")
     if not identifier or len(options) > 2:
         raise IngestError(f"{spec}: write {HUB_FORM}, for example datasets:Anthropic/hh-rlhf")
     config, split = (*options, "", "")[:2]
@@ -186,13 +187,20 @@ def _hub_rows(spec: str, limit: int | None) -> Iterator[SourceRow]:
     try:
         if config:
             # Many data sets (hh-rlhf) keep their parts in folders and define no configurations.
-            named = config in get_dataset_config_names(identifier)
+            named = config in get_dataset_config_names(identifier, revision=commit or None)
             chosen = {"name": config} if named else {"data_dir": config}
         rows = load_dataset(
-            identifier, split=split or "train", streaming=limit is not None, verification_mode="no_checks", **chosen
+            identifier,
+            revision=commit or None,
+            split=split or "train",
+            streaming=limit is not None,
+            verification_mode="no_checks",
+            **chosen,
         )
         for number, fields in enumerate(rows, 1):
             yield SourceRow(f"{spec}:{number}", dict(fields))
     except Exception as error:  # the library and what it stands on raise dozens of kinds
         what = f"{spec}: cannot be read: {type(error).__name__}: {error}"
-        raise IngestError(f"{what}; check id, configuration and split, and the network (HF_HUB_OFFLINE)") from error
+        raise IngestError(
+            f"{what}; check id, commit, configuration and split, and the network (HF_HUB_OFFLINE)"
+        ) from error

@@ -43,6 +43,7 @@ from rlaif_assets.settings import HarmlessnessPreferencesSettings, Profile, Resp
 from rlaif_assets.store.fingerprint import row_id
 from rlaif_assets.training import examples
 
+MEASURED_WITH = ("revised_responses", "sl_cai_checkpoint", "harmlessness_preferences")
 FORM_KINDS = ("less_harmful", "less_evasive", "more_useful")
 
 
@@ -226,7 +227,11 @@ def measure(folder: Path) -> dict[str, object]:
     critique, judging = read_constitution("default")
     model = load_model(str(folder), profile.compute)
     dev = [p for p in world.red_team_prompts() + world.helpful_prompts() if p.split == "dev"]
-    found: dict[str, object] = {"base": verdict_shares(model, dev), "rating": ratings(model, judging)}
+    found: dict[str, object] = {
+        "settings": {stage: getattr(profile, stage).model_dump(mode="json") for stage in MEASURED_WITH},
+        "base": verdict_shares(model, dev),
+        "rating": ratings(model, judging),
+    }
     judge = LocalJudge(model)
     found["principles"] = principle_following(judge, judging, profile.harmlessness_preferences)
     found["layouts"] = layouts(judge, judging, profile.harmlessness_preferences)

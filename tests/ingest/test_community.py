@@ -143,6 +143,9 @@ def test_rows_of_questions(write_rows: Write) -> None:
         {"answer_id": 3, "text": "own", "votes": 3, "selected": True},
         {"answer_id": 4, "text": "none"},
         "five",
+        {"answer_id": 6, "text": "as pandas writes", "pm_score": 2.0, "selected": "True"},
+        {"answer_id": 7, "text": "half", "pm_score": 0.5, "selected": False},
+        {"answer_id": 8, "text": "perhaps", "pm_score": 1, "selected": "maybe"},
     ]
     path = write_rows({"qid": 9, "question": "<p>why?</p>", "answers": answers}, {"question": "x", "answers": []}, [1])
     kept, pairs, rejected = read(path)
@@ -150,11 +153,21 @@ def test_rows_of_questions(write_rows: Write) -> None:
         ("good", None, True, 4),
         ("bad", None, False, -1),
         ("own", 3, True, 3),
+        ("as pandas writes", None, True, 2),
     ]
-    assert [(pair.better, pair.worse) for pair in pairs] == [("good", "bad"), ("good", "own"), ("own", "bad")]
+    assert [(pair.better, pair.worse) for pair in pairs] == [
+        ("good", "bad"),
+        ("good", "own"),
+        ("good", "as pandas writes"),
+        ("own", "bad"),
+        ("as pandas writes", "bad"),
+        ("own", "as pandas writes"),
+    ]
     assert [row.where for row in rejected] == [
         "rows.jsonl:1: answer 4",
         "rows.jsonl:1: answer 5",
+        "rows.jsonl:1: answer 7",
+        "rows.jsonl:1: answer 8",
         "rows.jsonl:2",
         "rows.jsonl:3",
     ]

@@ -2,6 +2,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,10 +156,30 @@ def test_a_data_set_by_folder_takes_a_part_and_a_split(tmp_path: Path, monkeypat
     assert "cannot be read" in refused(f"datasets:{tmp_path / 'set'}:nopart", 5)
 
 
+def test_a_data_set_is_read_at_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: dict[str, Any] = {}
+
+    def load(identifier: str, **options: Any) -> list[dict[str, str]]:
+        asked.update(options, id=identifier)
+        return [{"prompt": "one"}]
+
+    def names(identifier: str, revision: str | None) -> list[str]:
+        asked["names_at"] = revision
+        return ["part"]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", names)
+    assert prompts("datasets:owner/set@abc:part:test", 1) == [("datasets:owner/set@abc:part:test:1", "one")]
+    assert (asked["id"], asked["revision"], asked["names_at"]) == ("owner/set", "abc", "abc")
+    assert (asked["name"], asked["split"]) == ("part", "test")
+
+
 def test_a_malformed_data_set_is_refused_before_the_library_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "write datasets:ID[:CONFIG[:SPLIT]]" in refused("datasets:")
-    assert "write datasets:ID[:CONFIG[:SPLIT]]" in refused("datasets:a:b:c:d")
+    assert "write datasets:ID[@COMMIT][:CONFIG[:SPLIT]]" in refused("datasets:")
+    assert "write datasets:ID[@COMMIT][:CONFIG[:SPLIT]]" in refused("datasets:a:b:c:d")
 
 
 def test_excerpt_can_be_stored() -> None:

@@ -7,7 +7,7 @@ import pytest
 from rlaif_assets.ingest.constitution import read_constitution
 from rlaif_assets.language_models.local import load_model
 from rlaif_assets.pocket import measure, world
-from rlaif_assets.settings import ComputeSettings
+from rlaif_assets.settings import ComputeSettings, load_profile
 from rlaif_assets.store.fingerprint import file_sha256
 
 FOLDER = world.model_folder()
@@ -17,6 +17,15 @@ RECORDED = json.loads((FOLDER / "measurements.json").read_text(encoding="utf-8")
 def test_recorded_hash_is_the_files() -> None:
     assert RECORDED["sha256"] == file_sha256(FOLDER / "model.safetensors")
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 8 * 2**20
+
+
+def test_measured_with_the_profiles_settings() -> None:
+    profile = load_profile("pocket")
+    assert set(RECORDED["settings"]) == set(measure.MEASURED_WITH)
+    for stage, settings in RECORDED["settings"].items():
+        assert settings == getattr(profile, stage).model_dump(mode="json"), (
+            "measure again: python -m rlaif_assets.pocket.measure"
+        )
 
 
 def test_base_model_is_helpful_only() -> None:
