@@ -117,6 +117,9 @@ def relabel(
             print(json.dumps(found, indent=2))
         else:
             out.print(escape(relabel_text(found)), soft_wrap=True)
+        if found.get("stopped"):
+            _fail(found["stopped"])
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -168,24 +171,34 @@ def audit(
     profile: ProfileName = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Judge pairs that people labelled and print the audits; exit code 1 where one that stops training failed."""
+    """Judge pairs that people labelled and print the audits; exit code 1 where one that stops training failed.
+
+    The judgements are kept in the home: what was asked there once is not asked again.
+    """
     with plain_errors(debug):
         from rlaif_assets.assets.progress import make_progress
         from rlaif_assets.feedback.file_audit import audit_pairs, audit_table, named_judge, open_judge
         from rlaif_assets.ingest.constitution import read_constitution
         from rlaif_assets.ingest.labelled_pairs import read_labelled_pairs
+        from rlaif_assets.instance import home_folder, prepare_home
         from rlaif_assets.settings import apply_overrides, load_profile
+        from rlaif_assets.store.judgements import JudgementStore
+        from rlaif_assets.store.warehouse import Warehouse
 
         settings = apply_overrides(load_profile(profile), overrides or [])
         comparisons, refused = read_labelled_pairs(pairs, limit)
         _, constitution = read_constitution(settings.constitution.path)
         judging = settings.harmlessness_preferences
         opened, model = open_judge(named_judge(judge, settings.feedback_model), judging, settings.compute)
+        store = JudgementStore(Warehouse(prepare_home(home_folder(home), profile)), _note)
         progress = make_progress("bar" if out.is_terminal and not as_json else "none", _line, "audit")
         try:
-            found = audit_pairs(opened, model, constitution, comparisons, refused, judging, settings.audits, progress)
+            found = audit_pairs(
+                opened, model, constitution, comparisons, refused, judging, settings.audits, store, progress
+            )
         finally:
             progress.close()
         if as_json:
@@ -271,7 +284,7 @@ def plain_errors(debug: bool) -> Iterator[None]:
             raise typer.Exit(3) from None
         if debug:
             raise
-        err.print(f"[bold red]error:[/] {escape(str(error) or type(error).__name__)}", soft_wrap=True)
+        _fail(str(error) or type(error).__name__)
         if not _expected(error):
             err.print("This was not foreseen; --debug shows where it happened.")
         raise typer.Exit(2 if isinstance(error, SettingsError) else 1) from None
@@ -297,10 +310,14 @@ def relabel_text(found: dict[str, Any]) -> str:
         tokens, seconds = found["expected_tokens"], found["expected_seconds"]
         lines.append(f"expected tokens: {'unknown' if tokens is None else f'{tokens:,}'}")
         lines.append(f"expected seconds: {found['unknown'] if seconds is None else f'{seconds:,.0f}'}")
-    else:
+    elif found["changes"]:
         changes = found["changes"]
         lines.append(f"{changes['flipped']} of {changes['labels']} labels flipped")
     return "\n".join(lines)
+
+
+def _fail(text: str) -> None:
+    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
 
 
 def _note(text: str) -> None:

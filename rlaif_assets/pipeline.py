@@ -28,6 +28,14 @@ class RunError(RuntimeError):
     """A run failed. The message names the assets and why."""
 
 
+class ChecksFailedError(RunError):
+    """As above, where nothing but blocking checks failed: the assets that they are of were made, in this run."""
+
+    def __init__(self, message: str, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
 class RunSkippedError(RuntimeError):
     """A run left out what another run is making. The message names that one."""
 
@@ -60,9 +68,9 @@ def run_pipeline(
     `select` and `force` are names or Dagster selections separated by commas (`ppo_policy`, `+reward_model`,
     `group:"step_1"`). Forced assets are made again even where nothing changed. `show` is given one line per asset, and
     one when an asset waits for a pool that another run holds. Raises SettingsError for an unknown asset and for a
-    forced one that is not selected, RunError when an asset fails, and RunSkippedError when another run relabels this
-    home: before this one begins where it is to do nothing else, for otherwise it would wait for the other one, or at
-    its end. KeyboardInterrupt cancels the run.
+    forced one that is not selected, RunError when an asset fails (ChecksFailedError: its blocking checks), and
+    RunSkippedError when another run relabels this home: before this one begins where it is to do nothing else, for
+    otherwise it would wait for the other one, or at its end. KeyboardInterrupt cancels the run.
     """
     import dagster as dg
     from dagster._core.execution.api import execute_run
@@ -100,7 +108,11 @@ def run_pipeline(
         ended = instance.get_run_by_id(run.run_id)
         if ended is not None and ended.status == dg.DagsterRunStatus.CANCELED:
             raise KeyboardInterrupt
-        raise RunError(failed_steps(result.all_events) or f"run {run.run_id} failed before its first asset")
+        events = result.all_events
+        told = failed_steps(events) or f"run {run.run_id} failed before its first asset"
+        if _stopped_by_checks(events):
+            raise ChecksFailedError(told, run.run_id)
+        raise RunError(told)
     ended = instance.get_run_by_id(run.run_id)
     if ended is not None and SKIPPED_TAG in ended.tags:
         raise RunSkippedError(f"{ended.tags[SKIPPED_TAG]}; what is made of it was left out too")
@@ -193,6 +205,16 @@ class _Lines:
 
 def _stops(evaluation: "dg.AssetCheckEvaluation") -> bool:
     return not evaluation.passed and bool(evaluation.blocking) and evaluation.severity.value == "ERROR"
+
+
+def _stopped_by_checks(events: "Collection[dg.DagsterEvent]") -> bool:
+    stopped = {
+        event.step_key
+        for event in events
+        if event.event_type_value == "ASSET_CHECK_EVALUATION" and _stops(event.asset_check_evaluation_data)
+    }
+    failed = {event.step_key for event in events if event.is_step_failure}
+    return bool(failed) and failed <= stopped
 
 
 def _level(debug: bool) -> str:

@@ -22,10 +22,10 @@ NEEDED = ("response_pairs", "red_team_prompts", "human_verdicts")
 def relabel(
     instance: "DagsterInstance", home: Path, profile: Profile, show: Callable[[str], None], debug: bool = False
 ) -> dict[str, Any]:
-    """Runs the job and tells {dry_run, reused, computed, by_reason, tokens, seconds, changes}.
+    """Runs the job and tells {dry_run, reused, computed, by_reason, tokens, seconds, changes, stopped}.
 
-    `changes`: the metrics of `label_changes`. Raises StoreError as `forecast` does, and RunError: also where the labels
-    were made and their audits failed.
+    `changes`: the metrics of `label_changes`. Where the labels were made and their audits failed, `stopped` says which
+    and `changes` is None: that table is not made. Raises StoreError as `forecast` does, and RunError.
     """
     from rlaif_assets import pipeline
     from rlaif_assets.store.warehouse import Warehouse
@@ -33,12 +33,18 @@ def relabel(
     warehouse = Warehouse(home)
     for name in NEEDED:
         _current(warehouse, name)
-    run_id = pipeline.run_pipeline(instance, profile, show=show, debug=debug, load=pipeline.relabel)
-    record, changes = warehouse.current(LABELS), warehouse.current("label_changes")
-    assert record is not None and changes is not None
+    stopped = None
+    try:
+        run_id = pipeline.run_pipeline(instance, profile, show=show, debug=debug, load=pipeline.relabel)
+    except pipeline.ChecksFailedError as error:
+        run_id, stopped = error.run_id, str(error)
+    record = warehouse.current(LABELS)
+    changes = None if stopped else warehouse.current("label_changes")
+    assert record is not None
     counts = record.metrics["judging"] if record.dagster_run_id == run_id else _all_reused(record)
     names = ("reused", "computed", "by_reason", "tokens", "seconds")
-    return {"dry_run": False, **{name: counts[name] for name in names}, "changes": changes.metrics}
+    done = {"dry_run": False, **{name: counts[name] for name in names}}
+    return {**done, "changes": changes and changes.metrics, "stopped": stopped}
 
 
 def forecast(home: Path, profile: Profile) -> dict[str, Any]:

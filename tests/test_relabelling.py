@@ -276,5 +276,11 @@ def test_the_command_tells_what_it_would_do_and_what_it_did(
     assert found["by_reason"] == expected["by_reason"] and found["changes"]["labels"] == 24
     again = json.loads(CliRunner().invoke(app, ["relabel", "--json", *options]).stdout)
     assert (again["reused"], again["computed"], again["by_reason"]) == (48, 0, {})
+    enforced = [*options, "--set", "audits.enforce=true"]
+    stopped = CliRunner().invoke(app, ["relabel", "--json", *enforced, "--set", "audits.min_pairs=25"])
+    assert stopped.exit_code == 1 and "check enough_pairs failed" in stopped.stderr
+    refused = json.loads(stopped.stdout)
+    assert (refused["reused"], refused["computed"], refused["changes"]) == (48, 0, None)
+    assert "enough_pairs" in refused["stopped"] and again["stopped"] is None
     wrong = CliRunner().invoke(app, ["relabel", "--set", "harmlessness_preferences.as_of=soon"])
     assert wrong.exit_code == 2 and "as_of" in wrong.output

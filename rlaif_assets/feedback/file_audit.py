@@ -1,4 +1,4 @@
-"""The audits of a judge on any file of pairs that people labelled, without a home: what `rlaif audit` prints.
+"""The audits of a judge on any file of pairs that people labelled: what `rlaif audit` prints.
 
 Reading the file belongs to `ingest.labelled_pairs`, what is measured to `audits`.
 """
@@ -14,12 +14,13 @@ from rich.text import Text
 from rlaif_assets.feedback.audits import Evidence, audit
 from rlaif_assets.feedback.generation import Progress
 from rlaif_assets.feedback.judge import Judge
-from rlaif_assets.feedback.judging import judge_pairs
+from rlaif_assets.feedback.judging import judge_questions
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.feedback.limits import RULES, measured
 from rlaif_assets.feedback.opening import ask_endpoint, endpoint_judge, local_judge
 from rlaif_assets.feedback.passport import make_passport
 from rlaif_assets.feedback.probes import against_people, as_pairs, has_counter, labeller, probe_judge
+from rlaif_assets.feedback.relabelling import judge_missing
 from rlaif_assets.language_models.endpoint import Endpoint, checked_url, is_endpoint
 from rlaif_assets.language_models.local import load_model
 from rlaif_assets.records import Comparison, JudgingConstitution, Rejection
@@ -29,6 +30,7 @@ from rlaif_assets.settings import (
     FeedbackModelSettings,
     HarmlessnessPreferencesSettings,
 )
+from rlaif_assets.store.judgements import JudgementStore
 
 
 def named_judge(name: str | None, default: FeedbackModelSettings) -> FeedbackModelSettings:
@@ -70,21 +72,26 @@ def audit_pairs(
     refused: Sequence[Rejection],
     settings: HarmlessnessPreferencesSettings,
     audits: AuditsSettings,
+    store: JudgementStore,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Judges all pairs as step 3 does and holds the labels against people's.
+    """Judges all pairs as step 3 does and holds the labels against people's. Answers are kept in `store`, and what is
+    there is not asked again.
 
-    Keys: passed (no audit that would stop training failed), pairs (rows read, refused, pairs, judged), rejected (rows
-    {where, reason}), and those of a passport (see `passport`). `refused` are the rows that gave no pair.
+    Keys: passed (no audit that would stop training failed), pairs (rows read, refused, pairs, judged), judging (see
+    `relabelling.Judged`; of the pairs' own questions), rejected (rows {where, reason}), and those of a passport (see
+    `passport`). `refused` are the rows that gave no pair. Raises JudgeStoppedError.
     """
     prompts, pairs, people = as_pairs(comparisons)
-    judgements, failed = judge_pairs(judge, constitution, prompts, pairs, settings, progress)
+    questions = judge_questions(judge.fingerprint, constitution, prompts, pairs, settings)
+    judged = judge_missing(judge, questions, store, settings, None, progress)
+    judgements, failed = judged.judgements, judged.rejections
     labels = make_labels(judgements, settings.average, settings.orders)
 
     def again(phase: str, done: int, total: int) -> None:
         progress(f"audit {phase}", done, total)
 
-    label = labeller(judge, settings, again)
+    label = labeller(judge, settings, again, store)
     probes = against_people(people, labels)
     probes += probe_judge(label, constitution, prompts, pairs, labels, audits.probe_pairs)
     by_id = {pair.pair_id: pair for pair in pairs}
@@ -97,6 +104,7 @@ def audit_pairs(
     return {
         "passed": not any(row["blocks"] and not row["passed"] for row in verdicts),
         "pairs": {**counts, "judged": len(labels)},
+        "judging": judged.metrics,
         "rejected": [{"where": row.where, "reason": row.reason} for row in [*refused, *failed]],
         **make_passport(judge.fingerprint, model, asked, verdicts, probes, by_id, date),
     }
@@ -117,9 +125,10 @@ def audit_table(report: Mapping[str, Any]) -> RenderableType:
         table.add_row(*(Text(cell, style=style) for cell in (row["audit"], *asked, row["note"])))
     failed = [row for row in report["audits"] if not row["passed"]]
     advice = [Text(f"{row['audit']} ({measured(row)}): {RULES[row['audit']].advice}.") for row in failed]
-    counts = report["pairs"]
+    counts, judging = report["pairs"], report["judging"]
     told = (
-        f"{counts['read']} rows read, {counts['refused']} refused; {counts['judged']} of {counts['pairs']} pairs judged"
+        f"{counts['read']} rows read, {counts['refused']} refused; {counts['judged']} of {counts['pairs']} pairs "
+        f"judged ({judging['computed']} judgements made, {judging['reused']} reused)"
     )
     gate = "The gate is open." if report["passed"] else "The gate is closed: no model would be trained on such labels."
     return Group(table, *advice, Text(f"{told}. {gate}"))

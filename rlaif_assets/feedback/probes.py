@@ -11,7 +11,7 @@ from dataclasses import replace
 from rlaif_assets.feedback.constitution import draw_principle
 from rlaif_assets.feedback.generation import Progress
 from rlaif_assets.feedback.judge import Judge
-from rlaif_assets.feedback.judging import judge_pairs, judge_questions
+from rlaif_assets.feedback.judging import judge_questions
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.feedback.relabelling import judge_missing
 from rlaif_assets.records import AuditProbe, Comparison, JudgingConstitution, JudgingPrinciple, Label, Pair, Prompt
@@ -27,17 +27,14 @@ def labeller(
     judge: Judge,
     settings: HarmlessnessPreferencesSettings,
     progress: Progress,
-    store: JudgementStore | None = None,
+    store: JudgementStore,
     dagster_run_id: str | None = None,
 ) -> Labeller:
-    """With a store, answers are kept and only what was never asked is asked (see `relabelling`)."""
+    """Answers are kept and only what was never asked is asked (see `relabelling`)."""
 
     def label(constitution: JudgingConstitution, prompts: Mapping[str, Prompt], pairs: Sequence[Pair]) -> list[Label]:
-        if store is None:
-            judgements, _ = judge_pairs(judge, constitution, prompts, pairs, settings, progress)
-        else:
-            questions = judge_questions(judge.fingerprint, constitution, prompts, pairs, settings)
-            judgements = judge_missing(judge, questions, store, settings, dagster_run_id, progress).judgements
+        questions = judge_questions(judge.fingerprint, constitution, prompts, pairs, settings)
+        judgements = judge_missing(judge, questions, store, settings, dagster_run_id, progress).judgements
         return make_labels(judgements, settings.average, settings.orders)
 
     return label

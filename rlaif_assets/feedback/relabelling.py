@@ -102,7 +102,7 @@ def judge_missing(
         left = len(planned.asks) - asked.done
         raise JudgeStoppedError(
             f"{error} ({asked.done - len(asked.failures)} judgements of this run are kept and {left} are left: "
-            "materialize again to go on)"
+            "run it again to go on)"
         ) from error
     store.absorb()
     made = store.fetch(list(asked.ids.values()))

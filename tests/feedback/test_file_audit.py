@@ -18,7 +18,14 @@ ON_CPU = ("--set", "compute.device=cpu", "--set", "compute.threads=1")
 
 
 def audit(*words: str) -> Result:
+    """In the test's own home, by DAGSTER_HOME."""
     return CliRunner().invoke(app, ["audit", *ON_CPU, *words], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +86,20 @@ def test_an_endpoint_is_audited_like_any_judge(written: Path, serve: Callable[[P
     assert any("Do not choose yet" in text_of(body) for body in server.requests) == (form == "reasons first")
 
 
-def test_an_endpoint_that_stops_is_one_message(written: Path, serve: Callable[[Plan], ChatServer]) -> None:
+def test_an_endpoint_that_stops_is_one_message_and_what_was_paid_for_is_kept(
+    written: Path, serve: Callable[[Plan], ChatServer], tmp_path: Path
+) -> None:
     server = serve(lambda n, body: letters(0.7))
-    spent = audit("--pairs", str(written), "--judge", f"{server.url}@{MODEL}", "--set", "compute.endpoint_max_calls=5")
+    words = ("--pairs", str(written), "--limit", "8", "--judge", f"{server.url}@{MODEL}", "--home", str(tmp_path / "x"))
+    spent = audit(*words, "--set", "compute.endpoint_max_calls=5")
     assert spent.exit_code == 1 and "endpoint_max_calls" in spent.output and "Traceback" not in spent.output
+    assert "5 judgements of this run are kept and 11 are left" in spent.output
+    report = json.loads(audit(*words, "--json").stdout)
+    assert (report["judging"]["reused"], report["judging"]["computed"]) == (5, 11)
+    asked = len(server.requests)
+    again = audit(*words)
+    assert "0 judgements made, 16 reused" in again.output
+    assert len(server.requests) <= asked + 2  # what tests the endpoint
     nameless = audit("--pairs", str(written), "--judge", server.url)
     assert nameless.exit_code == 1 and "feedback_model.model" in nameless.output
 

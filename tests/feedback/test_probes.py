@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlaif_assets.feedback.generation import silent
 from rlaif_assets.feedback.judge import LocalJudge, Outcomes
+from rlaif_assets.feedback.judging import judge_pairs
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.feedback.probes import (
     Labeller,
@@ -49,7 +50,12 @@ def follows(messages: Sequence[Message]) -> tuple[float, float]:
 
 
 def label_with(model: FakeModel) -> Labeller:
-    return labeller(LocalJudge(local(model)), SETTINGS, silent)
+    """Without a store: every question is asked."""
+
+    def label(constitution: JudgingConstitution, prompts: Mapping[str, Prompt], pairs: Sequence[Pair]) -> list[Label]:
+        return make_labels(judge_pairs(LocalJudge(local(model)), constitution, prompts, pairs, SETTINGS, silent)[0])
+
+    return label
 
 
 def stored(model: FakeModel, constitution: JudgingConstitution = JUDGING) -> list[Label]:
@@ -67,8 +73,6 @@ def test_swapped_pairs_are_really_asked_and_turn():
 
 def test_an_order_that_is_not_undone_shows():
     def wrong(constitution: JudgingConstitution, prompts: Mapping[str, Prompt], pairs: Sequence[Pair]) -> list[Label]:
-        from rlaif_assets.feedback.judging import judge_pairs
-
         judge = LocalJudge(local(FakeModel(logprobs=lambda messages: (math.log(0.9), math.log(0.1)))))
         rows = judge_pairs(judge, constitution, prompts, pairs, SETTINGS, silent)[0]
         return make_labels([row if row.order == "ab" else replace(row, p_a=1 - row.p_a) for row in rows])
