@@ -5,6 +5,7 @@ What the assets do belongs to `assets`; a home's preparation and dead runs to `i
 
 import logging
 import os
+import re
 import time
 import warnings
 from collections import defaultdict
@@ -65,11 +66,11 @@ def run_pipeline(
 ) -> str:
     """Materializes the selected assets of a job (None: all), reusing what has not changed; returns the run's id.
 
-    `select` and `force` are names or Dagster selections separated by commas (`ppo_policy`, `+reward_model`,
-    `group:"step_1"`). Forced assets are made again even where nothing changed. `show` is given one line per asset, and
-    one when an asset waits for a pool that another run holds. Raises SettingsError for an unknown asset and for a
-    forced one that is not selected, RunError when an asset fails (ChecksFailedError: its blocking checks), and
-    RunSkippedError when another run relabels this home: before this one begins where it is to do nothing else, for
+    `select` and `force` are names or Dagster selections separated by commas (`ppo_policy`, `+reward_model` for all that
+    it is made of, `group:"step_1"`). Forced assets are made again even where nothing changed. `show` is given one line
+    per asset, and one when an asset waits for a pool that another run holds. Raises SettingsError for an unknown asset
+    and for a forced one that is not selected, RunError when an asset fails (ChecksFailedError: its blocking checks),
+    and RunSkippedError when another run relabels this home: before this one begins where it is to do nothing else, for
     otherwise it would wait for the other one, or at its end. KeyboardInterrupt cancels the run.
     """
     import dagster as dg
@@ -143,8 +144,12 @@ def selected_assets(job: "JobDefinition", text: str) -> list[str]:
     known = materializable(job)
     found: set[str] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
-        if part.isidentifier() and part not in known:
-            raise SettingsError(f"unknown asset {part!r}: {nearest(part, known)}")
+        named = re.fullmatch(r"(\d*\+)?([^\W\d]\w*)(\+\d*)?", part)
+        if named:  # Dagster reads +NAME by its older language: one layer, not all of them
+            before, name, after = named.groups("")
+            if name not in known:
+                raise SettingsError(f"unknown asset {name!r}: {nearest(name, known)}")
+            part = f'{before}key:"{name}"{after}'
         try:
             keys = dg.AssetSelection.from_string(part).resolve(graph)
         except Exception as error:  # the selection language raises its parser's own errors, of several classes

@@ -10,8 +10,9 @@ from typer.testing import CliRunner, Result
 
 from rlaif_assets.cli import app
 from rlaif_assets.instance import BOOT_TAG, HOST_TAG, PID_TAG, prepare_home
-from rlaif_assets.pipeline import FORCE_TAG, REPOSITORY, REPOSITORY_TAG
+from rlaif_assets.pipeline import FORCE_TAG, REPOSITORY, REPOSITORY_TAG, rlaif_all, selected_assets
 from rlaif_assets.relabel_lock import relabel_lock
+from rlaif_assets.settings import SettingsError
 from tests.evaluation.rows import fill
 from tests.homes import start_command
 from tests.test_doctor import holder, wait_for
@@ -160,6 +161,17 @@ def test_a_selection_may_use_dagsters_language(home: Path):
     assert {"critique_constitution", "judging_constitution"} == {
         line.split()[0] for line in result.output.splitlines() if " made in " in line
     }
+
+
+def test_a_plus_means_all_that_an_asset_is_made_of():
+    job = rlaif_all()
+    made_of = selected_assets(job, "+sl_cai_checkpoint")
+    assert {"critique_constitution", "red_team_prompts", "base_model", "revised_responses"} < set(made_of)
+    assert selected_assets(job, '+key:"sl_cai_checkpoint"') == made_of
+    assert "critique_constitution" not in selected_assets(job, "1+sl_cai_checkpoint")
+    assert {"ppo_policy", "policy_evaluation"} < set(selected_assets(job, "sl_cai_checkpoint+"))
+    with pytest.raises(SettingsError, match="unknown asset 'sl_cai'"):
+        selected_assets(job, "+sl_cai")
 
 
 def test_the_report_of_one_home_and_of_several(tmp_path: Path):

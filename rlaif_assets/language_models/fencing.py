@@ -6,6 +6,7 @@ holds for every judge, also where a server tokenises what it is sent. A plain si
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 FENCE_VERSION = 1  # part of the templates' hashes: judgements depend on these rules
 INDENT = "    "
@@ -37,24 +38,16 @@ _CONTROL = re.compile(
     rf"<(?=\||[^<>|]{{1,60}}\|>|/?(?:{_WORDS})>)|\[(?=\||/?(?:{_BRACKETED})\]|e~\[)|\](?=~)",
     re.IGNORECASE,
 )
+_NOT_TEXT = (_CONTROL, _HIDDEN, _JOINERS)
 _LOOKALIKES = str.maketrans("\u0391\u0392\u0410\u0412\u0430\u2581", "ABABa_")  # Greek and Cyrillic letters
 
 
 def fence(text: str) -> str:
-    """`text` on one line or on indented ones, spelling no option, verdict or control token; see `_escaped`.
+    """`text` on one line or on indented ones, spelling no option, verdict or control token.
 
     Every line break is followed by INDENT, so that no line of data begins where the question's own lines begin, and
     some characters are written as "\\u{28}", their number in hexadecimal. Nothing is lost: without its indents and with
-    its escapes read back it is `text` again, so different texts stay different.
-    """
-    places = _escaped(text)
-    if places:
-        text = "".join(rf"\u{{{ord(c):x}}}" if i in places else c for i, c in enumerate(text))
-    return text.replace("\n", f"\n{INDENT}")
-
-
-def _escaped(text: str) -> set[int]:
-    """The places of the characters that are escaped:
+    its escapes read back it is `text` again, so different texts stay different. The characters that are escaped:
 
     - what is hidden, as it could split or hide a marker: control characters, line separators, bidirectional marks,
       zero-width characters; joiners and selectors of emoji only after ASCII;
@@ -65,15 +58,30 @@ def _escaped(text: str) -> set[int]:
 
     Case, spacing, width (fullwidth letters, bars and brackets) and look-alike letters do not matter.
     """
-    folded = text if text.isascii() else "".join(map(_folded, text))
-    places = {match.end() - 1 for match in _PREFILL.finditer(folded)}
-    for pattern in (_ESCAPE, _OPTION, _CONTROL, _HIDDEN, _JOINERS):
-        for match in pattern.finditer(folded):
-            places.update(range(*match.span()))
-    return places
+    places = _places(text, (_ESCAPE, _OPTION, *_NOT_TEXT))
+    places |= {match.end() - 1 for match in _PREFILL.finditer(_folded(text))}
+    return _escaped(text, places).replace("\n", f"\n{INDENT}")
 
 
-def _folded(character: str) -> str:
-    """One character, as the marker patterns know it."""
+def without_control(text: str) -> str:
+    """`text` with what could be a control token, or hide one, escaped as in `fence`, and the rest as it is."""
+    return _escaped(text, _places(text, _NOT_TEXT))
+
+
+def _escaped(text: str, places: set[int]) -> str:
+    return "".join(rf"\u{{{ord(c):x}}}" if i in places else c for i, c in enumerate(text)) if places else text
+
+
+def _places(text: str, patterns: Sequence[re.Pattern[str]]) -> set[int]:
+    folded = _folded(text)
+    return {place for pattern in patterns for match in pattern.finditer(folded) for place in range(*match.span())}
+
+
+def _folded(text: str) -> str:
+    """As the marker patterns know it, character by character."""
+    return text if text.isascii() else "".join(map(_folded_character, text))
+
+
+def _folded_character(character: str) -> str:
     compatible = unicodedata.normalize("NFKC", character)
     return (compatible if len(compatible) == 1 else character).translate(_LOOKALIKES)

@@ -8,7 +8,7 @@ about is data (conversations, responses, worked examples) and goes through `fenc
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from rlaif_assets.language_models.fencing import FENCE_VERSION, fence
+from rlaif_assets.language_models.fencing import FENCE_VERSION, fence, without_control
 from rlaif_assets.records import CritiqueExample, CritiquePrinciple, JudgingExample, Message, Prompt
 from rlaif_assets.store.fingerprint import sha256_text
 
@@ -23,10 +23,12 @@ _RATING = "{question}\nAssistant: {response}\n{principle}\nRate the response fro
 RATING_REQUEST = "Reply with the number and nothing else."
 _RATIONALE_REQUEST = "Before you choose, think step by step about both responses. Do not choose yet."
 _AFTER_RATIONALE = "So what is the answer?"
+_SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
 _FENCE = f"fence {FENCE_VERSION}"
-JUDGE_TEMPLATE = sha256_text("\n".join((_QUESTION, _OPTIONS, JUDGE_PREFILL, _FENCE)))[:32]
-COT_TEMPLATE = sha256_text("\n".join((_RATIONALE_REQUEST, _AFTER_RATIONALE)))[:32]
-RATING_TEMPLATE = sha256_text("\n".join((_QUESTION, _RATING, RATING_PREFILL, _FENCE)))[:32]
+_CONVERSATION = (_QUESTION, *_SPEAKERS.values(), _FENCE)
+JUDGE_TEMPLATE = sha256_text("\n".join((*_CONVERSATION, _OPTIONS, JUDGE_PREFILL)))[:32]
+COT_TEMPLATE = sha256_text("\n".join((_RATIONALE_REQUEST, _AFTER_RATIONALE, _FENCE)))[:32]
+RATING_TEMPLATE = sha256_text("\n".join((*_CONVERSATION, _RATING, RATING_PREFILL)))[:32]
 
 Rewrite = Callable[[str], str]
 """How a text that is data is written into a question."""
@@ -79,8 +81,7 @@ def _worked_example(example: CritiqueExample) -> list[Message]:
 
 
 def _transcript(messages: Sequence[Message], rewrite: Rewrite) -> str:
-    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    return "\n".join(f"{names[message['role']]}: {rewrite(message['content'])}" for message in messages)
+    return "\n".join(f"{_SPEAKERS[message['role']]}: {rewrite(message['content'])}" for message in messages)
 
 
 def _judge_question(
@@ -137,5 +138,8 @@ def rationale_messages(question: Sequence[Message]) -> list[Message]:
 
 
 def verdict_messages(question: Sequence[Message], rationale: str) -> list[Message]:
-    """The choice after the reasons; like the question itself, continues JUDGE_PREFILL."""
-    return [*rationale_messages(question), _assistant(rationale), _user(_AFTER_RATIONALE)]
+    """The choice after the reasons; like the question itself, continues JUDGE_PREFILL.
+
+    The reasons may quote what was judged: what could be a control token in them is escaped.
+    """
+    return [*rationale_messages(question), _assistant(without_control(rationale)), _user(_AFTER_RATIONALE)]
