@@ -109,7 +109,8 @@ def measure(home: Path, judgements: int) -> list[Timed]:
 
     full = timed("everything", constitution, None, 2 * count)
     found = [full, timed("nothing changed", constitution, NOTHING_SECONDS, 0)]
-    used = sum(row["principle_id"] == _first_principle(warehouse) for row in _labels(warehouse))
+    first = _first_principle(warehouse)
+    used = sum(row["principle_id"] == first for row in _labels(warehouse))
     limit = PRINCIPLE_SHARE * full.seconds + FIXED_SECONDS
     found.append(timed("1 of 16 principles", edited, limit, 2 * used))
     run(home, constitution, relabelled)
