@@ -459,7 +459,8 @@ def as_records(record: type[Row], rows: Iterable[Mapping[str, Any]]) -> list[Row
 
 
 def as_row(row: Any) -> dict[str, Any]:
-    return dict(row) if isinstance(row, Mapping) else dataclasses.asdict(row)
+    """A record as a row; `dataclasses.asdict` would copy every value, at 50,000 labels for seconds."""
+    return dict(row if isinstance(row, Mapping) else vars(row))
 
 
 def product_rows(product: Product) -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from rlaif_assets.records import CritiquePrinciple, JudgingPrinciple
-from rlaif_assets.store.fingerprint import draw_seed
+from rlaif_assets.store.fingerprint import draw_seeds
 
 P = TypeVar("P", CritiquePrinciple, JudgingPrinciple)
 
@@ -30,7 +30,8 @@ def draw_principles(
     if not principles:
         raise ValueError("the constitution holds no principle to draw from: add at least one")
 
-    def number(principle: P) -> int:
-        return draw_seed(row_id, seed, f"{purpose}:{principle.name}", round)
-
-    return [max(principles, key=number)] if count == 1 else sorted(principles, key=number, reverse=True)[:count]
+    numbers = draw_seeds(row_id, seed, [f"{purpose}:{principle.name}" for principle in principles], round)
+    if count == 1:
+        return [principles[numbers.index(max(numbers))]]
+    ranked = sorted(range(len(principles)), key=numbers.__getitem__, reverse=True)
+    return [principles[place] for place in ranked[:count]]

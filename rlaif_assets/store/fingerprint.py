@@ -6,7 +6,7 @@ clock. What is kept under these hashes belongs to `warehouse` and `checkpoint_fi
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -39,7 +39,7 @@ def canonical_json(value: Any) -> str:
 
     Raises TypeError for anything that is not JSON (objects, sets, bytes).
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+    return _ENCODER.encode(value)
 
 
 def _plain(value: Any) -> Any:
@@ -48,6 +48,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} has no canonical JSON form: {value!r}")
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
 
 
 def sha256_text(text: str) -> str:
@@ -62,18 +65,28 @@ def row_id(kind: str, *parts: Any) -> str:
 
 def draw_seed(row_id: str, seed: int, purpose: str, round: int = 0) -> int:
     """A seed in [0, 2**63) for one draw on one row: the same in any batch and any order."""
-    text = f"[{_json_of(row_id)},{_draw_of(seed, purpose, round)}"  # canonical_json([row_id, seed, purpose, round])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return draw_seeds(row_id, seed, [purpose], round)[0]
+
+
+def draw_seeds(row_id: str, seed: int, purposes: Sequence[str], round: int = 0) -> list[int]:
+    """`draw_seed` for several purposes."""
+    row = hashlib.sha256(b"[" + _json_of(row_id))  # of canonical_json([row_id, seed, purpose, round])
+    seeds: list[int] = []
+    for purpose in purposes:
+        digest = row.copy()
+        digest.update(_draw_of(seed, purpose, round))
+        seeds.append(int.from_bytes(digest.digest()[:8], "big") >> 1)
+    return seeds
 
 
 @lru_cache(maxsize=256)
-def _json_of(row_id: str) -> str:
-    return canonical_json(row_id)
+def _json_of(row_id: str) -> bytes:
+    return canonical_json(row_id).encode()
 
 
 @lru_cache(maxsize=256)
-def _draw_of(seed: int, purpose: str, round: int) -> str:
-    return canonical_json([seed, purpose, round])[1:]
+def _draw_of(seed: int, purpose: str, round: int) -> bytes:
+    return b"," + canonical_json([seed, purpose, round])[1:].encode()
 
 
 def draw_unit(row_id: str, seed: int, purpose: str, round: int = 0) -> float:

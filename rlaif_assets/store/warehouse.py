@@ -386,7 +386,8 @@ def _boolean(value: Any) -> bool:
 def _json(value: Any) -> str:
     text = canonical_json(value)
     text.encode("utf-8")
-    json.loads(text, parse_constant=_refuse_constant)
+    if "NaN" in text or "Infinity" in text:  # else there is nothing that JSON does not know
+        json.loads(text, parse_constant=_refuse_constant)
     return text
 
 
