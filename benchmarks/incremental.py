@@ -1,6 +1,6 @@
 """What relabelling costs when little changed, as a share of labelling everything.
 
-    python -m benchmarks.incremental [--judgements 100000] [--home FOLDER]
+    python -m benchmarks.incremental [--judgements 100000] [--home FOLDER] [--markdown FILE]
 
 Labels so many questions (pairs of the pocket world's prompts and answers, one of 16 principles each, both orders) with
 the packaged pocket model through the asset graph, Dagster, audits and MLflow included, in one process: all of them,
@@ -10,17 +10,20 @@ judge is asked for exactly what changed, which is checked. Limits: 5 s where not
 """
 
 import argparse
+import os
 import platform
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from benchmarks.marked_page import around_results, put_results
 from rlaif_assets.assets.configuration import run_config
 from rlaif_assets.definitions import defs
 from rlaif_assets.pocket import world
@@ -146,14 +149,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--judgements", type=int, default=100_000, help="both orders of half as many pairs")
     parser.add_argument("--home", type=Path, help="an empty folder to keep; default a temporary one")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the table between this file's markers")
     chosen = parser.parse_args()
+    if chosen.markdown is not None:
+        around_results(chosen.markdown, "incremental")  # refused here, before anything is timed
     with tempfile.TemporaryDirectory() as temporary:
         home = (chosen.home or Path(temporary) / "home").absolute()
         home.mkdir(parents=True, exist_ok=True)
         found = measure(home, chosen.judgements)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("dagster", "duckdb", "pyarrow", "torch"))
-    print(f"pocket model, {platform.machine()}, Python {platform.python_version()}, {versions}")
-    print(table(found))
+    told = (
+        f"Pocket model, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}; "
+    )
+    told += f"{datetime.now(UTC):%Y-%m-%d}.\n\n{table(found)}"
+    print(told)
+    if chosen.markdown is not None:
+        put_results(chosen.markdown, "incremental", told)
 
 
 if __name__ == "__main__":
