@@ -67,10 +67,11 @@ def run(
 ) -> None:
     """Materialize the assets; what has not changed is reused, and a run that died goes on where it stopped."""
     with plain_errors(debug):
-        from rlaif_assets.instance import home_folder, prepare_home
+        from rlaif_assets.instance import home_folder, prepare_home, use_profile
         from rlaif_assets.settings import apply_overrides, load_profile
 
         settings = apply_overrides(load_profile(profile), overrides or [], seed)
+        use_profile(profile)
         from rlaif_assets.pipeline import chosen_assets, rlaif_all, run_pipeline, with_bars
 
         chosen_assets(rlaif_all(), select, force)  # a wrong name leaves no home behind

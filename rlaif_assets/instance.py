@@ -78,9 +78,14 @@ def prepare_home(home: Path, profile: str | None = None) -> Path:
         ) from error
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ.update(QUIET)
+    use_profile(profile)
+    return home
+
+
+def use_profile(profile: str | None) -> None:
+    """Makes this process and its children load the definitions with this profile as the default; None: as it is."""
     if profile is not None:
         os.environ["RLAIF_PROFILE"] = profile
-    return home
 
 
 def process_tags(run_id: str | None = None) -> dict[str, str]:

@@ -163,6 +163,19 @@ def test_a_selection_may_use_dagsters_language(home: Path):
     }
 
 
+def test_the_definitions_are_those_of_the_profile_that_is_named(home: Path, tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("relabel: {cron: '1 2 * * 3'}\n")
+    code = (
+        "import sys; from typer.testing import CliRunner; from rlaif_assets.cli import app;"
+        "result = CliRunner().invoke(app, sys.argv[1:]); print(result.output);"
+        "from rlaif_assets.resources import PROFILE; print(PROFILE.relabel.cron)"
+    )
+    words = ["run", "--profile", str(tmp_path / "mine.yaml"), "--select", "critique_constitution"]
+    environment = {**os.environ, "DAGSTER_HOME": str(home), "RLAIF_PROFILE": "nowhere.yaml"}
+    ran = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
+    assert "critique_constitution      made in" in ran.stdout and ran.stdout.endswith("1 2 * * 3\n"), ran
+
+
 def test_a_plus_means_all_that_an_asset_is_made_of():
     job = rlaif_all()
     made_of = selected_assets(job, "+sl_cai_checkpoint")
