@@ -122,8 +122,8 @@ def run_pipeline(
 
 def chosen_assets(job: "JobDefinition", select: str | None, force: str | None) -> tuple[list[str] | None, list[str]]:
     """What `run_pipeline` would make (None: all) and make again. Raises SettingsError as it does."""
-    names = selected_assets(job, select) if select else None
-    forced = selected_assets(job, force) if force else []
+    names = None if select is None else selected_assets(job, select)
+    forced = [] if force is None else selected_assets(job, force)
     unselected = sorted(set(forced) - set(names or forced))
     if unselected:
         raise SettingsError(
@@ -144,14 +144,21 @@ def selected_assets(job: "JobDefinition", text: str) -> list[str]:
     known = materializable(job)
     found: set[str] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
-        named = re.fullmatch(r"(\d*\+)?([^\W\d]\w*)(\+\d*)?", part)
+        named = re.fullmatch(r"([\d+*]*)([^\W\d]\w*)([\d+*]*)", part)
         if named:  # Dagster reads +NAME by its older language: one layer, not all of them
-            before, name, after = named.groups("")
+            before, name, after = named.groups()
             if name not in known:
                 raise SettingsError(f"unknown asset {name!r}: {nearest(name, known)}")
+            before, after = ("+" if sign == "*" else sign for sign in (before, after))
+            if not (re.fullmatch(r"(\d*\+)?", before) and re.fullmatch(r"(\+\d*)?", after)):
+                raise SettingsError(
+                    f"{part!r} is no selection: write +{name} for all above it, 2+{name} for two layers"
+                )
             part = f'{before}key:"{name}"{after}'
         try:
-            keys = dg.AssetSelection.from_string(part).resolve(graph)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", dg.BetaWarning)
+                keys = dg.AssetSelection.from_string(part).resolve(graph)
         except Exception as error:  # the selection language raises its parser's own errors, of several classes
             raise SettingsError(f"{part!r} is not an asset or a selection of assets: {error}") from error
         found |= {key.to_user_string() for key in keys}

@@ -33,7 +33,7 @@ class Settings(BaseModel):
         """`true` is no number, although Python counts it as 1."""
         assert info.field_name is not None
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("Input should not be true or false")
+            raise ValueError("true and false are no value of this field")
         return value
 
 
@@ -361,11 +361,12 @@ class Profile(Settings):
 class StrictLoader(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping; YAML's own loader keeps the last and loses the first."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
             raise yaml.constructor.ConstructorError(None, None, "a key stands twice here", node.start_mark)
-        return mapping
+        return node
 
 
 def nearest(name: str, valid: list[str]) -> str:
@@ -417,7 +418,8 @@ def build_profile(values: Any, where: str) -> Profile:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         found = "" if place.endswith("key_variable") else f" (found {first['input']!r})"  # it may be the key itself
-        raise SettingsError(f"{where}: {place}: {first['msg']}{found}") from (None if not found else error)
+        told = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{where}: {place}: {told}{found}") from (None if not found else error)
 
 
 def check_name(name: str, where: str) -> None:

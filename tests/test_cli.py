@@ -51,6 +51,9 @@ def test_help_names_every_verb_without_loading_anything_heavy():
         (["--force", "base_modle"], "base_model"),
         (["--profile", "poket"], "pocket"),
         (["--select", ","], "selects no asset"),
+        (["--select", ""], "selects no asset"),
+        (["--force", ""], "selects no asset"),
+        (["--select", "++reward_model"], "write +reward_model for all above it"),
         (["--set", "zzz.updates=3"], "unknown stage 'zzz': there are audits, base_model"),
         (["--seed", "-1"], "Invalid value for '--seed'"),
         (
@@ -180,7 +183,7 @@ def test_a_plus_means_all_that_an_asset_is_made_of():
     job = rlaif_all()
     made_of = selected_assets(job, "+sl_cai_checkpoint")
     assert {"critique_constitution", "red_team_prompts", "base_model", "revised_responses"} < set(made_of)
-    assert selected_assets(job, '+key:"sl_cai_checkpoint"') == made_of
+    assert selected_assets(job, '+key:"sl_cai_checkpoint"') == selected_assets(job, "*sl_cai_checkpoint") == made_of
     assert "critique_constitution" not in selected_assets(job, "1+sl_cai_checkpoint")
     assert {"ppo_policy", "policy_evaluation"} < set(selected_assets(job, "sl_cai_checkpoint+"))
     with pytest.raises(SettingsError, match="unknown asset 'sl_cai'"):

@@ -115,3 +115,10 @@ def test_a_date_is_a_date_however_it_is_written() -> None:
 def test_edges_that_can_be_meant_are_taken() -> None:
     edges = ["policy_evaluation.temperature=0", "reward_model.heldout_share=0", "ppo_policy.harmful_share=1"]
     assert apply_overrides(Profile(), edges).policy_evaluation.temperature == 0
+
+
+def test_a_merge_key_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("pmp_checkpoint: &a {epochs: 2, seed: 1}\nreward_model: {<<: *a, epochs: 3}\n")
+    profile = load_profile(str(file))
+    assert (profile.reward_model.epochs, profile.reward_model.seed, profile.pmp_checkpoint.epochs) == (3, 1, 2)

@@ -33,7 +33,7 @@ HELD_OUT: tuple[Split, ...] = ("dev", "test")
     owners=["team:alignment"],
     kinds={"duckdb", "mlflow", "huggingface"},
     pool="gpu",
-    code_version="5",
+    code_version="6",
     metadata=table_metadata("evaluation_rates", EvaluationRate),
 )
 def policy_evaluation(

@@ -223,18 +223,20 @@ def _question(row: SourceRow, collector: _Collector) -> tuple[str, list[Any]]:
 
 def _integer(value: Any, name: str) -> int:
     """`4`, `4.0` (pandas writes whole numbers so beside missing ones) and their texts. Raises RowError."""
-    try:
-        return int(re.sub(r"\.0*$", "", str(value)))
-    except ValueError as error:
-        raise RowError(f"{name} is not a whole number: {excerpt(value)}") from error
+    whole = re.fullmatch(r"\s*([+-]?[0-9]{1,18})(\.0*)?\s*", str(value))
+    if whole is None:
+        raise RowError(f"{name} is not a whole number: {excerpt(value)}")
+    return int(whole[1])
 
 
 def _truth(value: Any, name: str) -> bool:
     """A missing one is false. Raises RowError."""
-    found = {"true": True, "1": True, "false": False, "0": False, "none": False}.get(str(value).lower())
-    if found is None:
+    text = str(value).lower()
+    if text in ("true", "1", "1.0"):
+        return True
+    if text not in ("false", "0", "0.0", "", "none", "nan"):
         raise RowError(f"{name} is neither true nor false: {excerpt(value)}")
-    return found
+    return False
 
 
 def html_to_text(html: str) -> str:

@@ -44,7 +44,7 @@ def read_rows(path: str, limit: int | None = None) -> Iterator[SourceRow]:
     if path.startswith(HUB_PREFIX):
         rows = _hub_rows(path, limit)
     else:
-        suffix = Path(path.removesuffix(".gz")).suffix.lower()
+        suffix = Path(path.lower().removesuffix(".gz")).suffix
         if suffix not in (".jsonl", ".csv"):
             raise IngestError(f"{path}: unknown kind of file; give .jsonl, .csv (or either .gz), or {HUB_FORM}")
         rows = _json_rows(path) if suffix == ".jsonl" else _csv_rows(path)
@@ -176,8 +176,8 @@ def _csv_rows(path: str) -> Iterator[SourceRow]:
 
 def _hub_rows(spec: str, limit: int | None) -> Iterator[SourceRow]:
     name, *options = spec.removeprefix(HUB_PREFIX).split(":")
-    identifier, _, commit = (name, "", "") if Path(name).is_dir() else name.partition("@")
-    if not identifier or len(options) > 2:
+    identifier, at, commit = (name, "", "") if os.path.isdir(name) else name.partition("@")  # noqa: PTH112 (any text)
+    if not identifier or (at and not commit) or len(options) > 2:
         raise IngestError(f"{spec}: write {HUB_FORM}, for example datasets:Anthropic/hh-rlhf")
     config, split = (*options, "", "")[:2]
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

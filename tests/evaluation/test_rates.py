@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rlaif_assets.evaluation.rates import NO_GOLD, NOT_JUDGED, policy_rates, ratio_interval, win_rates
+from rlaif_assets.evaluation.rates import NO_GOLD, NO_ROWS, NOT_JUDGED, policy_rates, ratio_interval, win_rates
 from rlaif_assets.records import EvaluationRate
 from tests.evaluation.rows import answer
 
@@ -139,3 +139,25 @@ def test_a_rate_over_all_prompts_is_none_where_gold_knows_some_of_them_alone():
     found = by_measure(policy_rates(rows, "test", 20), "ppo")
     assert (found["incoherent_rate"].value, found["incoherent_rate"].note) == (None, NO_GOLD)
     assert found["helpful_rate"].value == 1.0
+
+
+def test_a_split_without_answers_has_every_rate_with_the_reason():
+    for answers in ([], [answer(policy, "d", "engaged", split="dev") for policy in ("base", "sl_cai", "ppo")]):
+        rates = [*policy_rates(answers, "test", 20), *win_rates(answers, "test", 20)]
+        assert {(rate.value, rate.note) for rate in rates} == {(None, NO_ROWS)}
+        assert len(rates) == 3 * 9 + 3 * 2
+
+
+def test_ties_that_a_judge_found_keep_its_mark():
+    sides = [answer(policy, "h1", None, kind="unknown", intent=None) for policy in ("ppo", "sl_cai")]
+    judged = {(sides[0].answer_id, sides[1].answer_id): 0}
+    found = by_measure(win_rates(sides, "test", 20, 0, judged, self_judged=True), "ppo_vs_sl_cai")
+    assert (found["win_rate"].value, found["win_rate"].note) == (None, "self_judged: every duel is a tie")
+
+
+def test_a_rate_without_a_draw_that_tells_has_no_interval():
+    assert ratio_interval(["a", "b"], [1.0, 0.0], [1.0, 0.0], 1, _seed_that_draws_b_alone()) is None
+
+
+def _seed_that_draws_b_alone() -> int:
+    return next(s for s in range(99) if np.random.default_rng(s).multinomial(2, [0.5, 0.5], size=1)[0, 0] == 0)

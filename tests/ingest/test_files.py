@@ -180,6 +180,7 @@ def test_a_malformed_data_set_is_refused_before_the_library_is_loaded(monkeypatc
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "write datasets:ID[@COMMIT][:CONFIG[:SPLIT]]" in refused("datasets:")
     assert "write datasets:ID[@COMMIT][:CONFIG[:SPLIT]]" in refused("datasets:a:b:c:d")
+    assert "write datasets:ID[@COMMIT][:CONFIG[:SPLIT]]" in refused("datasets:owner/set@:part")
 
 
 def test_excerpt_can_be_stored() -> None:
