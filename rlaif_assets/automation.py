@@ -4,6 +4,7 @@ https://docs.dagster.io/guides/automate
 """
 
 import os
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -13,7 +14,11 @@ from rlaif_assets.instance import open_runs
 from rlaif_assets.relabel_lock import RELABEL_TAGS, relabelling
 from rlaif_assets.resources import PROFILE, Storage
 
+if TYPE_CHECKING:
+    from rlaif_assets.store.warehouse import Warehouse
+
 EXCLUSIVE_TAG = "rlaif/exclusive"  # dagster.yaml lets one run with it run at a time
+PENDING = " pending"
 CONSTITUTION_TAG = "rlaif/constitution"  # the content that a run was started for
 RELABELLED = ("judging_constitution", "feedback_model", "harmlessness_preferences", "label_changes")
 SWITCHED_ON = os.environ.get("RLAIF_RELABEL_ENABLED", "") == "1"
@@ -64,9 +69,10 @@ def weekly_relabel(context: dg.ScheduleEvaluationContext, storage: Storage) -> d
 def constitution_changed(
     context: dg.SensorEvaluationContext, storage: Storage
 ) -> dg.SensorResult | dg.SkipReason | dg.RunRequest:
-    """The cursor is the content that was seen last; it stays where it is until a run for the new one is asked for.
+    """The cursor is the content that was seen last, with PENDING while no run was asked for since it changed.
 
-    No run_key: Dagster would take A -> B -> A for what it has seen before.
+    No run_key: Dagster would take A -> B -> A for what it has seen before. A relabel that is at work may have read A or
+    B, so a change that is taken back meanwhile is a change too.
     """
     from rlaif_assets.ingest.constitution import constitution_fingerprint, read_constitution
     from rlaif_assets.ingest.errors import IngestError
@@ -83,7 +89,8 @@ def constitution_changed(
         return dg.SkipReason(f"the constitution cannot be used: {error}")
     busy = another_relabel(context.instance, storage)
     if busy:
-        return dg.SkipReason(f"{path} has changed, but {busy}; asked again at the next look")
+        reason = dg.SkipReason(f"{path} has changed, but {busy}; asked again at the next look")
+        return dg.SensorResult(skip_reason=reason, cursor=found + PENDING)
     return dg.SensorResult([dg.RunRequest(tags={CONSTITUTION_TAG: found})], cursor=found)
 
 
@@ -91,38 +98,42 @@ def constitution_changed(
     job=retrain,
     default_status=dg.DefaultSensorStatus.STOPPED,
     minimum_interval_seconds=60,
-    description="Asks for training when a relabel flipped a larger share of labels than relabel.retrain_flipped_share, "
-    "once per label_changes, and never on a preference set that failed an audit.",
+    description="Asks for training when a larger share of labels than relabel.retrain_flipped_share flipped since the "
+    "reward model was trained, once per preference set, and never on one that failed an audit.",
 )
 def labels_flipped(context: dg.SensorEvaluationContext, storage: Storage) -> dg.SensorResult | dg.SkipReason:
-    """The cursor is the snapshot of label_changes that was decided about last. A gate that fails decides nothing:
-    where other limits, or a re-judging, let the set pass, training is asked for then."""
+    """The cursor is the preference set that was decided about last. A gate that fails decides nothing: where other
+    limits, or a re-judging, let the set pass, training is asked for then."""
     warehouse = storage.warehouse()
-    changes, labels = warehouse.current("label_changes"), warehouse.current("harmlessness_preferences")
-    if changes is None or labels is None:
-        return dg.SkipReason("nothing was relabelled yet")
-    if changes.snapshot_id == context.cursor:
+    labels, trained = warehouse.current("harmlessness_preferences"), warehouse.current("reward_model")
+    if labels is None or trained is None:
+        return dg.SkipReason("no reward model was trained yet")
+    if labels.snapshot_id == context.cursor:
         return dg.SkipReason("nothing was relabelled since")
-    if changes.inputs["harmlessness_preferences"] != labels.snapshot_id:
-        return dg.SkipReason("label_changes tells of an earlier preference set: materialize it")
-    flipped, count, share = (changes.metrics[name] for name in ("flipped", "labels", "flipped_share"))
+    flipped, count = flips_since(warehouse, trained.inputs["harmlessness_preferences"], labels.snapshot_id)
     if not count:
-        return dg.SensorResult(
-            skip_reason=dg.SkipReason("no label was there before to compare with"), cursor=changes.snapshot_id
-        )
-    told = f"{flipped} of {count} labels flipped ({share:.1%}, limit {PROFILE.relabel.retrain_flipped_share:.1%})"
-    if share <= PROFILE.relabel.retrain_flipped_share:
-        return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=changes.snapshot_id)
-    trained = warehouse.current("reward_model")
-    if trained is not None and trained.inputs["harmlessness_preferences"] == labels.snapshot_id:
-        reason = dg.SkipReason(f"{told}, and the reward model was trained on them already")
-        return dg.SensorResult(skip_reason=reason, cursor=changes.snapshot_id)
+        reason = dg.SkipReason("the reward model was trained on other pairs: no label can be compared")
+        return dg.SensorResult(skip_reason=reason, cursor=labels.snapshot_id)
+    limit = PROFILE.relabel.retrain_flipped_share
+    share = f"{flipped / count:.1%}, limit {limit:.1%}"
+    told = f"{flipped} of {count} labels flipped since the reward model was trained ({share})"
+    if flipped / count <= limit:
+        return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=labels.snapshot_id)
     verdicts = under_limits(warehouse.rows("verdicts", labels.snapshot_id), PROFILE.audits)
     failed = failed_audits(verdicts) or ("" if verdicts else "it was never audited")
     if failed:
         return dg.SkipReason(f"{told}, but the preference set failed its audits: {failed}")
     context.log.info(told)
-    return dg.SensorResult([dg.RunRequest(tags={"rlaif/why": told})], cursor=changes.snapshot_id)
+    return dg.SensorResult([dg.RunRequest(tags={"rlaif/why": told})], cursor=labels.snapshot_id)
+
+
+def flips_since(warehouse: "Warehouse", trained_on: str, current: str) -> tuple[int, int]:
+    """How many labels of two preference sets are on different sides of 0.5, and how many pairs both label."""
+    before, now = (
+        {row["pair_id"]: row["p_a"] for row in warehouse.rows("labels", snapshot)} for snapshot in (trained_on, current)
+    )
+    both = before.keys() & now.keys()
+    return sum((before[pair] - 0.5) * (now[pair] - 0.5) < 0 for pair in both), len(both)
 
 
 def another_relabel(instance: dg.DagsterInstance, storage: Storage) -> str | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rlaif_assets.store.warehouse import SnapshotRecord
 
 AUDITED = "harmlessness_preferences"
+CALIBRATION = {"calibration": "reference", "calibration_verdicts": "verdicts"}  # whose numbers in the passport
 
 
 def _description(rule: Rule) -> str:
@@ -79,8 +80,8 @@ def _result(
         "snapshot_id": snapshot.snapshot_id,
         "passport_id": snapshot.metrics.get(PASSPORT, {}).get("passport_id"),
     }
-    if name == "calibration" and row["value"] is not None:
-        metadata["reliability"] = _reliability(snapshot)
+    if name in CALIBRATION and row["value"] is not None:
+        metadata["reliability"] = _reliability(snapshot, CALIBRATION[name])
     return dg.AssetCheckResult(
         passed=row["passed"],
         asset_key=AUDITED,
@@ -91,11 +92,11 @@ def _result(
     )
 
 
-def _reliability(snapshot: "SnapshotRecord") -> dg.MetadataValue:
+def _reliability(snapshot: "SnapshotRecord", people: str) -> dg.MetadataValue:
     from rlaif_assets.evaluation.pictures import reliability_picture
 
-    bins = snapshot.metrics[PASSPORT]["reference"]["reliability"]
-    image = base64.b64encode(reliability_picture({"people": bins})).decode()
+    bins = snapshot.metrics[PASSPORT][people]["reliability"]
+    image = base64.b64encode(reliability_picture({people: bins})).decode()
     return dg.MetadataValue.md(f"![reliability](data:image/png;base64,{image})")
 
 

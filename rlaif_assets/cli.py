@@ -184,17 +184,18 @@ def audit(
         from rlaif_assets.feedback.file_audit import audit_pairs, audit_table, named_judge, open_judge
         from rlaif_assets.ingest.constitution import read_constitution
         from rlaif_assets.ingest.labelled_pairs import read_labelled_pairs
-        from rlaif_assets.instance import home_folder, prepare_home
+        from rlaif_assets.instance import new_or_existing_home, prepare_home
         from rlaif_assets.settings import apply_overrides, load_profile
         from rlaif_assets.store.judgements import JudgementStore
         from rlaif_assets.store.warehouse import Warehouse
 
         settings = apply_overrides(load_profile(profile), overrides or [])
+        folder = new_or_existing_home(home)
         comparisons, refused = read_labelled_pairs(pairs, limit)
         _, constitution = read_constitution(settings.constitution.path)
         judging = settings.harmlessness_preferences
         opened, model = open_judge(named_judge(judge, settings.feedback_model), judging, settings.compute)
-        store = JudgementStore(Warehouse(prepare_home(home_folder(home), profile)), _note)
+        store = JudgementStore(Warehouse(prepare_home(folder, profile)), _note)
         progress = make_progress("bar" if out.is_terminal and not as_json else "none", _line, "audit")
         try:
             found = audit_pairs(
@@ -307,6 +308,8 @@ def relabel_text(found: dict[str, Any]) -> str:
     would = "would be " if found["dry_run"] else ""
     lines = [f"{found['reused']} judgements {would}reused, {found['computed']} {would}computed"]
     lines += [f"  {count} for {reason}" for reason, count in found["by_reason"].items()]
+    audits = found["audits"]
+    lines.append(f"audits: {audits['reused']} {would}reused, {audits['computed']} {would}computed")
     if found["dry_run"]:
         tokens, seconds = found["expected_tokens"], found["expected_seconds"]
         lines.append(f"expected tokens: {'unknown' if tokens is None else f'{tokens:,}'}")

@@ -58,6 +58,13 @@ def existing_home(home: str | Path | None = None) -> Path:
     return folder
 
 
+def new_or_existing_home(home: str | Path | None = None) -> Path:
+    """`home_folder`. Raises HomeError for a folder that holds other things, and for what is no folder."""
+    folder = home_folder(home)
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    return folder if empty else existing_home(home)
+
+
 def prepare_home(home: Path, profile: str | None = None) -> Path:
     """Makes the home with the packaged dagster.yaml where it has none, and points this process and its children at it.
 

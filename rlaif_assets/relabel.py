@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
 LABELS = "harmlessness_preferences"
+Counts = dict[str, Any]
 NEEDED = ("response_pairs", "red_team_prompts", "human_verdicts")
 
 
 def relabel(
     instance: "DagsterInstance", home: Path, profile: Profile, show: Callable[[str], None], debug: bool = False
 ) -> dict[str, Any]:
-    """Runs the job and tells {dry_run, reused, computed, by_reason, tokens, seconds, changes, stopped}.
+    """Runs the job and tells {dry_run, reused, computed, by_reason, audits, tokens, seconds, changes, stopped}.
 
-    `changes`: the metrics of `label_changes`. Where the labels were made and their audits failed, `stopped` says which
-    and `changes` is None: that table is not made. Raises StoreError as `forecast` does, and RunError.
+    `reused`, `computed` and `by_reason` are of the pairs' own questions, `audits` {reused, computed} of those that the
+    audits ask; tokens and seconds are of both. `changes`: the metrics of `label_changes`. Where the labels were made
+    and their audits failed, `stopped` says which and `changes` is None: that table is not made. Raises StoreError as
+    `forecast` does, and RunError.
     """
     from rlaif_assets import pipeline
     from rlaif_assets.store.warehouse import Warehouse
@@ -41,18 +44,22 @@ def relabel(
     record = warehouse.current(LABELS)
     changes = None if stopped else warehouse.current("label_changes")
     assert record is not None
-    counts = record.metrics["judging"] if record.dagster_run_id == run_id else _all_reused(record)
-    names = ("reused", "computed", "by_reason", "tokens", "seconds")
-    done = {"dry_run": False, **{name: counts[name] for name in names}}
-    return {**done, "changes": changes and changes.metrics, "stopped": stopped}
+    if record.dagster_run_id == run_id:
+        own, audits = record.metrics["judging"], record.metrics["audit_judging"]
+    else:
+        own, audits = _all_reused(record)
+    spent = {name: own[name] + audits[name] for name in ("tokens", "seconds")}
+    return {"dry_run": False, **_told(own, audits), **spent, "changes": changes and changes.metrics, "stopped": stopped}
 
 
 def forecast(home: Path, profile: Profile) -> dict[str, Any]:
-    """What `relabel` would do: {dry_run, reused, computed, by_reason, expected_tokens, expected_seconds, unknown}.
+    """What `relabel` would do: `dry_run`, `reused`, `computed`, `by_reason`, `audits`, `expected_tokens`,
+    `expected_seconds`, `unknown`.
 
     Nothing is judged and no model is loaded; what a run that died had judged is put where it belongs. Expected are
-    means of earlier judgements; where there are none they are None and `unknown` says why. Raises StoreError where the
-    home lacks what is judged, IngestError for a constitution that cannot be read.
+    means of earlier judgements; where there are none they are None and `unknown` says why. Which pairs the audits ask
+    about depends on labels that are not made yet: theirs is an estimate, from the labels there are. Raises StoreError
+    where the home lacks what is judged, IngestError for a constitution, or a reference, that cannot be read.
     """
     from rlaif_assets.store.judgements import JudgementStore
     from rlaif_assets.store.warehouse import Warehouse
@@ -60,25 +67,31 @@ def forecast(home: Path, profile: Profile) -> dict[str, Any]:
     warehouse = Warehouse(home)
     store = JudgementStore(warehouse)
     store.absorb()
-    judge, counts = _planned(warehouse, store, profile)
+    judge, own, audits = _planned(warehouse, store, profile)
     speed = store.speed(judge)
-    asked = counts["computed"]
+    asked = own["computed"] + audits["computed"]
     seconds = 0.0 if not asked else None if speed.seconds is None else asked * speed.seconds
     tokens = 0 if not asked else None if speed.tokens is None else round(asked * speed.tokens)
     unknown = None if seconds is not None else "this judge has judged nothing in this home yet"
     expected = {"expected_tokens": tokens, "expected_seconds": seconds, "unknown": unknown}
-    return {"dry_run": True, **{name: counts[name] for name in ("reused", "computed", "by_reason")}, **expected}
+    return {"dry_run": True, **_told(own, audits), **expected}
 
 
-def _planned(warehouse: "Warehouse", store: "JudgementStore", profile: Profile) -> tuple[str, dict[str, Any]]:
-    """The judge's fingerprint and the counts of `relabelling.Plan`."""
+def _told(own: Counts, audits: Counts) -> Counts:
+    counts = {name: own[name] for name in ("reused", "computed", "by_reason")}
+    return {**counts, "audits": {name: audits[name] for name in ("reused", "computed")}}
+
+
+def _planned(warehouse: "Warehouse", store: "JudgementStore", profile: Profile) -> tuple[str, Counts, Counts]:
+    """The judge's fingerprint and the counts of `relabelling.Plan`, of the pairs' questions and of the audits'."""
     from rlaif_assets.assets.auditing import audited_identity
     from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, config_values
     from rlaif_assets.assets.recording import as_records, code_version
     from rlaif_assets.assets.step3_preferences import harmlessness_preferences, with_as_of
+    from rlaif_assets.feedback.forecast import expected_labels, plan_audits
     from rlaif_assets.feedback.judging import judge_questions
     from rlaif_assets.feedback.relabelling import plan
-    from rlaif_assets.records import JudgingConstitution, Pair, Prompt
+    from rlaif_assets.records import HumanVerdict, JudgingConstitution, Label, Pair, Prompt
     from rlaif_assets.store.warehouse import snapshot_key
 
     current = {name: _current(warehouse, name).snapshot_id for name in NEEDED}
@@ -89,13 +102,19 @@ def _planned(warehouse: "Warehouse", store: "JudgementStore", profile: Profile) 
     key = snapshot_key(LABELS, inputs, audited_identity(config), code_version(harmlessness_preferences))
     made = warehouse.find(LABELS, key)
     if made is not None:
-        return judge, _all_reused(made)
+        return judge, *_all_reused(made)
     prompts = as_records(Prompt, warehouse.rows("prompts", current["red_team_prompts"]))
     by_id = {prompt.prompt_id: prompt for prompt in prompts if prompt.split == "train"}
     pairs = as_records(Pair, warehouse.rows("pairs", current["response_pairs"]))
     principles, examples = (tuple(rows) for rows in constitution.values())
-    questions = judge_questions(judge, JudgingConstitution(principles, examples), by_id, pairs, config)
-    return judge, plan(judge, questions, store, config).counts()
+    judging = JudgingConstitution(principles, examples)
+    own = plan(judge, judge_questions(judge, judging, by_id, pairs, config), store, config)
+    before = warehouse.current(LABELS)
+    earlier = as_records(Label, warehouse.rows("labels", before.snapshot_id)) if before else []
+    verdicts = as_records(HumanVerdict, warehouse.rows("human_verdicts", current["human_verdicts"]))
+    labels = expected_labels(own, earlier, verdicts, pairs, by_id, config)
+    audits = plan_audits(judge, own, judging, by_id, pairs, labels, store, config, config.audits())
+    return judge, own.counts(), audits.counts()
 
 
 def _constitution(profile: Profile) -> tuple[str, dict[str, Any]]:
@@ -138,7 +157,9 @@ def _current(warehouse: "Warehouse", asset: str) -> "SnapshotRecord":
     return record
 
 
-def _all_reused(record: "SnapshotRecord") -> dict[str, Any]:
+def _all_reused(record: "SnapshotRecord") -> tuple[Counts, Counts]:
     """The counts of a run that finds this snapshot made already."""
-    made = record.metrics["judging"]
-    return {"reused": made["reused"] + made["computed"], "computed": 0, "by_reason": {}, "tokens": 0, "seconds": 0.0}
+    none = {"computed": 0, "by_reason": {}, "tokens": 0, "seconds": 0.0}
+    made = [record.metrics[name] for name in ("judging", "audit_judging")]
+    own, audits = ({**none, "reused": counts["reused"] + counts["computed"]} for counts in made)
+    return own, audits

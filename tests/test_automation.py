@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rlaif_assets.assets.recording import SKIPPED_TAG
 from rlaif_assets.definitions import defs
 from rlaif_assets.feedback.limits import RULES, make_verdict
 from rlaif_assets.instance import QUIET, process_tags
+from rlaif_assets.records import Label
 from rlaif_assets.relabel_lock import relabel_lock
 from rlaif_assets.resources import Storage
 from rlaif_assets.settings import AuditsSettings, Profile, apply_overrides, load_profile
@@ -227,6 +229,18 @@ def test_a_change_waits_for_the_relabel_that_is_on(watched: Watched) -> None:
     assert fired(watched.look())
 
 
+def test_a_change_that_is_taken_back_while_a_relabel_is_on_fires_once(watched: Watched) -> None:
+    """The relabel that is on may have read the file as it was in between."""
+    watched.look()
+    watched.write("kinder")
+    with relabel_lock(watched.home, "fedcba9876543210", print):
+        assert "run fedcba98 in process" in watched.look()
+        watched.write("less harmful")
+        assert "run fedcba98 in process" in watched.look()
+    assert fired(watched.look())
+    assert "has not changed" in watched.look()
+
+
 def test_a_run_that_ended_as_skipped_is_asked_for_again(watched: Watched, instance: dg.DagsterInstance) -> None:
     """The relabel that it met may have begun before the change."""
     watched.look()
@@ -255,18 +269,20 @@ class Relabelled:
         self.warehouse.record_materialization(record.snapshot_id, None, reused=False)
         return record.snapshot_id
 
-    def labels(self, key: str, mass: float | None = 0.9) -> str:
+    def labels(self, key: str, p_as: Sequence[float], mass: float | None = 0.9) -> str:
         """A set whose audits all pass, but that of the letters' mass where it is too small; None: never audited."""
         sound: dict[str, tuple[float | None, int | None]] = dict.fromkeys(RULES, (None, None))
         verdicts = [
             make_verdict(name, *(sound | {"letter_mass": (mass, 100)})[name], "", AuditsSettings()) for name in RULES
         ]
-        return self.publish("harmlessness_preferences", key, tables={"verdicts": verdicts if mass is not None else []})
+        labels = [
+            asdict(Label(f"{key}-{i}", f"pair-{i}", None, p_a, (), None, "ai", "judge")) for i, p_a in enumerate(p_as)
+        ]
+        tables = {"labels": labels, "verdicts": verdicts if mass is not None else []}
+        return self.publish("harmlessness_preferences", key, tables=tables)
 
-    def changes(self, of: str, flipped: int, labels: int = 200) -> str:
-        metrics = {"flipped": flipped, "labels": labels, "flipped_share": flipped / labels if labels else None}
-        inputs = {"harmlessness_preferences": of}
-        return self.publish("label_changes", f"{flipped} of {of}", inputs=inputs, metrics=metrics)
+    def train(self, labels: str) -> None:
+        self.publish("reward_model", f"on {labels}", inputs={"harmlessness_preferences": labels})
 
     def look(self) -> str | dict[str, str]:
         context = dg.build_sensor_context(cursor=self.cursor, resources={"storage": Storage(home=str(self.home))})
@@ -283,29 +299,50 @@ def relabelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Relabelled:
     return Relabelled(tmp_path)
 
 
-def test_training_is_asked_for_once_for_each_relabel_above_the_limit(relabelled: Relabelled) -> None:
-    assert "nothing was relabelled yet" in relabelled.look()
-    relabelled.changes(relabelled.labels("one"), flipped=10)
-    assert "10 of 200 labels flipped (5.0%, limit 5.0%)" in relabelled.look()
+def flipped(count: int, labels: int = 200) -> list[float]:
+    """p_a of so many labels, of which `count` are on the other side than those of `flipped(0)`."""
+    return [0.1] * count + [0.9] * (labels - count)
+
+
+def test_training_is_asked_for_once_for_each_set_above_the_limit(relabelled: Relabelled) -> None:
+    assert "no reward model was trained yet" in relabelled.look()
+    first = relabelled.labels("one", flipped(0))
+    assert "no reward model was trained yet" in relabelled.look()
+    relabelled.train(first)
+    assert "0 of 200 labels flipped since" in relabelled.look()
+    relabelled.labels("two", flipped(10))
+    assert "10 of 200 labels flipped since the reward model was trained (5.0%, limit 5.0%)" in relabelled.look()
     assert "nothing was relabelled since" in relabelled.look()
-    relabelled.changes(relabelled.labels("two"), flipped=11)
+    relabelled.labels("three", flipped(11))
     tags = relabelled.look()
-    assert isinstance(tags, dict) and tags["rlaif/why"] == "11 of 200 labels flipped (5.5%, limit 5.0%)"
+    assert isinstance(tags, dict) and "11 of 200 labels flipped since" in tags["rlaif/why"]
     assert "nothing was relabelled since" in relabelled.look()
-    relabelled.changes(relabelled.labels("one"), flipped=11)
+
+
+def test_small_changes_add_up_until_a_model_is_trained(relabelled: Relabelled) -> None:
+    relabelled.train(relabelled.labels("0", flipped(0)))
+    for count in (4, 8):
+        relabelled.labels(str(count), flipped(count))
+        assert not fired(relabelled.look())
+    last = relabelled.labels("12", flipped(12))  # four more than the set before
     assert fired(relabelled.look())
+    relabelled.train(last)
+    relabelled.labels("16", flipped(16))
+    assert "4 of 200 labels flipped since" in relabelled.look()
 
 
-def test_the_first_labels_are_no_reason_to_train(relabelled: Relabelled) -> None:
-    relabelled.changes(relabelled.labels("one"), flipped=0, labels=0)
-    assert "no label was there before" in relabelled.look()
+def test_other_pairs_are_no_reason_to_train(relabelled: Relabelled) -> None:
+    relabelled.train(relabelled.labels("none", []))
+    relabelled.labels("one", flipped(0))
+    assert "trained on other pairs" in relabelled.look()
     assert "nothing was relabelled since" in relabelled.look()
 
 
 def test_training_is_never_asked_for_after_a_failed_gate(
     relabelled: Relabelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    relabelled.changes(relabelled.labels("one", mass=0.2), flipped=100)
+    relabelled.train(relabelled.labels("one", flipped(0)))
+    relabelled.labels("two", flipped(100), mass=0.2)
     assert "letter_mass (0.2, limit 0.5 by audits.min_mass)" in relabelled.look()
     monkeypatch.setattr(automation, "PROFILE", apply_overrides(automation.PROFILE, ["audits.enforce=false"]))
     assert "failed its audits" in relabelled.look()  # whoever overrides the gate starts the training as well
@@ -314,24 +351,9 @@ def test_training_is_never_asked_for_after_a_failed_gate(
 
 
 def test_a_set_that_was_never_audited_is_no_reason_to_train(relabelled: Relabelled) -> None:
-    relabelled.changes(relabelled.labels("one", mass=None), flipped=100)
+    relabelled.train(relabelled.labels("one", flipped(0)))
+    relabelled.labels("two", flipped(100), mass=None)
     assert "never audited" in relabelled.look()
-
-
-def test_changes_of_an_earlier_set_wait_for_their_own(relabelled: Relabelled) -> None:
-    relabelled.changes(relabelled.labels("one"), flipped=100)
-    later = relabelled.labels("two")
-    assert "earlier preference set" in relabelled.look()
-    relabelled.changes(later, flipped=100)
-    assert fired(relabelled.look())
-
-
-def test_labels_that_were_trained_on_are_no_reason_to_train(relabelled: Relabelled) -> None:
-    labels = relabelled.labels("one")
-    relabelled.changes(labels, flipped=100)
-    relabelled.publish("reward_model", "trained", inputs={"harmlessness_preferences": labels})
-    assert "trained on them already" in relabelled.look()
-    assert "nothing was relabelled since" in relabelled.look()
 
 
 # Two relabels

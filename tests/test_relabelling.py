@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from rlaif_assets.assets import recording
 from rlaif_assets.assets.recording import FORCE_TAG
 from rlaif_assets.cli import app
+from rlaif_assets.feedback import forecast as forecasting
 from rlaif_assets.feedback import probes
 from rlaif_assets.feedback.judge import JudgeStoppedError, LocalJudge, Outcomes
 from rlaif_assets.language_models.local import Conversation
@@ -52,6 +53,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Conversation]:
 
     monkeypatch.setattr(LocalJudge, "read", read)
     monkeypatch.setattr(probes, "probe_judge", sound_probes)
+    monkeypatch.setattr(forecasting, "plan_probes", lambda *_: [])
     return questions
 
 
@@ -153,6 +155,53 @@ def test_a_persons_verdict_overrides_and_stays(mine: Home, asked: list[Conversat
     assert [(flip["pair_id"], flip["new_source"]) for flip in flips] == [(was.pair_id, "human")]
     label(mine, path, f"{LABELS}.drift_sample=1", f"{LABELS}.as_of=2026-01-01")
     assert labels_of(mine)[5].p_a == verdict["p_a"] and labels_of(mine)[5].source == "human"
+
+
+def test_a_judge_that_people_contradict_is_stopped(mine: Home) -> None:
+    """On the home's own pairs; a person's label takes the judge's place, and what the judge said is held against it."""
+    against = [
+        {"pair_id": one.pair_id, "p_a": 0.0 if one.p_a > 0.5 else 1.0, "annotator": "ann", "time": "2026-01-01"}
+        for one in labels_of(mine)[:20]
+    ]
+    label(mine, write_verdicts(mine, *against), "audits.min_reference=20")
+    rows = {row["audit"]: row for row in mine.warehouse.rows("verdicts", snapshot(mine).snapshot_id)}
+    found = rows["agreement_verdicts"]
+    assert (found["count"], found["passed"], found["blocks"]) == (20, False, True) and found["value"] < 0
+    assert rows["agreement"]["count"] is None and rows["calibration_verdicts"]["count"] == 20
+    assert snapshot(mine).metrics["passport"]["verdicts"]["agreement"] == 0.0
+    probes_made = mine.warehouse.rows("audit_probes", snapshot(mine).snapshot_id)
+    assert sum(row["audit"] == "agreement_verdicts" for row in probes_made) == 20
+
+
+@pytest.mark.parametrize("case", ["first", "principle", "template", "pairs"])
+def test_the_forecast_knows_what_the_audits_will_ask(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    asked: list[Conversation] = []
+
+    def read(self: LocalJudge, given: Sequence[Conversation]) -> Iterator[Outcomes]:
+        asked.extend(given)
+        return READ(self, given)
+
+    monkeypatch.setattr(LocalJudge, "read", read)
+    home = make_preference_home(tmp_path / "home", model, 24, "audits.probe_pairs=6")
+    if case != "first":
+        label(home)
+        asked.clear()
+    overrides = [f"{LABELS}.few_shot=1"] if case == "template" else []
+    if case == "principle":
+        write_constitution(home, {i: f"Choose otherwise, {i}." for i in range(5)})
+    elif case == "pairs":
+        put_pairs(home.warehouse, 30)
+    if case == "first":
+        assert home.run(["human_verdicts"]).success
+    told = forecast(home.folder, apply_overrides(home.profile, overrides))
+    label(home, *overrides)
+    made = snapshot(home).metrics["audit_judging"]
+    assert told["computed"] + told["audits"]["computed"] == pytest.approx(len(asked), abs=8)
+    assert made["computed"] + judging(home)["computed"] == len(asked)
+    assert told["audits"]["computed"] == pytest.approx(made["computed"], abs=8) and told["audits"]["computed"] > 0
+    assert snapshot(home).tokens == made["tokens"] + judging(home)["tokens"]
 
 
 def test_age_and_drift_ask_again_from_a_recorded_date(mine: Home, asked: list[Conversation]) -> None:

@@ -13,10 +13,11 @@ import dagster as dg
 from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, without_limits
 from rlaif_assets.assets.recording import PASSPORT, Product, Stage, preview
 from rlaif_assets.feedback.limits import measured
-from rlaif_assets.records import Judgement, JudgingConstitution, Label, Pair, Prompt, Rejection
+from rlaif_assets.records import JudgingConstitution, Pair, Prompt, Rejection
 
 if TYPE_CHECKING:
     from rlaif_assets.feedback.judge import Judge
+    from rlaif_assets.feedback.preferences import PreferenceSet
 
 
 def audited(
@@ -26,44 +27,51 @@ def audited(
     constitution: JudgingConstitution,
     prompts: Mapping[str, Prompt],
     pairs: Sequence[Pair],
-    labels: Sequence[Label],
-    judgements: Sequence[Judgement],
+    made: "PreferenceSet",
 ) -> Product:
     """The verdicts and what they rest on (`verdicts`, `audit_probes`), the passport, the reliability picture; rejected
-    are the rows of people's labels that could not be read."""
+    are the rows of people's labels that could not be read, and what the audits asked in vain.
+
+    `metrics`: `audits` (values by name), `audit_judging` (what they asked); `tokens` are those that they took.
+    """
     from rlaif_assets.evaluation.pictures import reliability_picture
     from rlaif_assets.feedback.audits import Evidence, audit
-    from rlaif_assets.feedback.passport import make_passport
-    from rlaif_assets.feedback.probes import has_counter, labeller, probe_judge, reference_probes
+    from rlaif_assets.feedback.passport import AGAINST_PEOPLE, make_passport
+    from rlaif_assets.feedback.probes import Labeller, against_people, draw_reference, has_counter, probe_judge
     from rlaif_assets.ingest.labelled_pairs import read_labelled_pairs
 
     def progress(phase: str, done: int, total: int) -> None:
         stage.progress(f"audit {phase}", done, total)
 
     settings = config.audits()
-    label = labeller(judge, config, progress, stage.judgements, stage.context.run.run_id)
-    probes = probe_judge(label, constitution, prompts, pairs, labels, settings.probe_pairs)
     reference, rejected = None, list[Rejection]()
+    people: dict[str, Mapping[str, Pair]] = {}
     if settings.reference is not None:
         comparisons, rejected = read_labelled_pairs(settings.reference)
-        of_people, rated = reference_probes(label, constitution, comparisons, settings.reference_pairs)
-        probes, reference = probes + of_people, {pair.pair_id: pair for pair in rated}
+        reference = draw_reference(comparisons, settings.reference_pairs)
+        people["agreement"] = reference.pairs
+    label = Labeller(judge, config, progress, stage.judgements, stage.context.run.run_id)
+    probes = probe_judge(label, constitution, prompts, pairs, made.labels, settings.probe_pairs, reference)
+    said = {row.pair_id: row.p_a for row in made.labels if row.source == "human"}
+    if said:
+        people["agreement_verdicts"] = {pair.pair_id: pair for pair in pairs if pair.pair_id in said}
+        probes += against_people("agreement_verdicts", said, made.by_judge)
     refused = stage.inputs["response_pairs"].row_counts.get("rejected_rows", 0)
     shared = models_shared(stage, judge.fingerprint)
-    evidence = Evidence(
-        labels, judgements, pairs, refused, probes, has_counter(constitution), reference, shared, config.average
-    )
+    counter = has_counter(constitution)
+    evidence = Evidence(made.labels, made.judgements, pairs, refused, probes, counter, people, shared, config.average)
     verdicts = audit(evidence, settings)
     model = stage.warehouse.rows("external_models", stage.inputs["feedback_model"].snapshot_id)[0]
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    passport = make_passport(judge.fingerprint, model, without_limits(config), verdicts, probes, reference, date)
-    found = passport["reference"]
-    pictures = {"judge_reliability": reliability_picture({"people": found["reliability"]})} if found else {}
+    passport = make_passport(judge.fingerprint, model, without_limits(config), verdicts, probes, people, date)
+    bins = {name: passport[name]["reliability"] for name in AGAINST_PEOPLE if passport[name]}
+    pictures = {"judge_reliability": reliability_picture(bins)} if bins else {}
     numbers = {row["audit"]: row["value"] for row in verdicts if row["value"] is not None}
     return Product(
         {"verdicts": verdicts, "audit_probes": probes},
-        rejected,
-        metrics={"audits": numbers},
+        [*rejected, *label.rejections],
+        metrics={"audits": numbers, "audit_judging": label.metrics},
+        tokens=label.metrics["tokens"],
         pictures=pictures,
         documents={PASSPORT: passport},
     )

@@ -67,7 +67,7 @@ def response_pairs(
     owners=["team:alignment"],
     kinds={"duckdb", "huggingface"},
     pool="gpu",
-    code_version="6",
+    code_version="7",
     metadata=table_metadata("labels", Label),
     output_required=False,
     freshness_policy=dg.FreshnessPolicy.time_window(timedelta(days=PROFILE.relabel.overdue_after_days)),
@@ -114,13 +114,13 @@ def preference_set(stage: Stage, config: HarmlessnessPreferencesConfig) -> Produ
         stage.context.run.run_id,
         stage.progress,
     )
-    audits = audited(stage, config, judge, constitution, prompts, pairs, made.labels, made.judgements)
+    audits = audited(stage, config, judge, constitution, prompts, pairs, made)
     return replace(
         audits,
         tables={"labels": made.labels, **audits.tables},
         rejected=[*made.rejections, *audits.rejected],
         metrics={**made.metrics, **audits.metrics, **judge_metrics(judge)},
-        tokens=made.metrics["judging"]["tokens"],
+        tokens=made.metrics["judging"]["tokens"] + audits.tokens,
     )
 
 

@@ -21,6 +21,11 @@ from rlaif_assets.settings import AuditsSettings
 
 MAX_GAP = float(RULES["verdict_reaches_label"].limit)
 UNDECIDED = (0.45, 0.55)
+FEW, FEW_SHARE = 20, 0.05  # labels of the judge among people's, below which there is nothing to tell a judge by
+PEOPLE = {
+    "": "no labels of people are given (audits.reference)",
+    "_verdicts": "no verdict of a person is about a pair of this home (human_verdicts)",
+}
 OF_THE_JUDGE = (
     "letter_mass",
     "position_flip_rate",
@@ -39,7 +44,8 @@ Measured = tuple[float | None, int | None, str]
 class Evidence:
     """What an audit is made from. `pairs`: all that were put to the judge; `refused`: draws that gave no pair.
 
-    `reference`: pairs labelled by people that were put to the judge, by id; None where none were given.
+    `people`: by audit (agreement: the reference; agreement_verdicts: people's verdicts on pairs of the home) the pairs
+    by id that people labelled and that were put to the judge; an audit is missing where people said nothing.
     `has_counter`: the constitution declares an opposite of a principle. `shared`: the assets that the policy was made
     from and that are the judge itself, None where that is not known. `average`: how labels are made of judgements.
     """
@@ -50,7 +56,7 @@ class Evidence:
     refused: int = 0
     probes: Sequence[AuditProbe] = ()
     has_counter: bool = False
-    reference: Mapping[str, Pair] | None = None
+    people: Mapping[str, Mapping[str, Pair]] = field(default_factory=dict)
     shared: Sequence[str] | None = field(default=None)
     average: Average = "probability"
 
@@ -68,6 +74,9 @@ def audit(evidence: Evidence, settings: AuditsSettings) -> list[dict[str, Any]]:
     complete = [_has_its_orders(label, by_id) for label in labels]
     undecided = [UNDECIDED[0] <= label.p_a <= UNDECIDED[1] for label in labels]
     unlabelled = {pair.pair_id for pair in evidence.pairs} - {label.pair_id for label in evidence.labels}
+    reference = evidence.people.get("agreement", {}).keys() - {pair.pair_id for pair in evidence.pairs}
+    silent = reference - {probe.pair_id for probe in probes["agreement"]}
+    put, failed = len(evidence.pairs) + len(reference), len(unlabelled) + len(silent)
     drawn = len(evidence.pairs) + evidence.refused
     found: dict[str, Measured] = {
         "enough_pairs": _value(len({label.pair_id for label in evidence.labels}), len(evidence.pairs), "pairs"),
@@ -83,19 +92,23 @@ def audit(evidence: Evidence, settings: AuditsSettings) -> list[dict[str, Any]]:
         "other_principle": (None, None, "not asked: counter_principle tells more")
         if evidence.has_counter
         else _shift(probes["other_principle"]),
-        **_against_people(probes["agreement"], evidence.reference),
+        **_against_people("", probes, evidence),
+        **_against_people("_verdicts", probes, evidence),
         "length_correlation": _length_correlation(labels, evidence.pairs),
         "undecided_labels": _value(_mean(undecided), len(undecided), "labels"),
         "rejected_pairs": _value(evidence.refused / drawn if drawn else None, drawn, "draws"),
-        "failed_judgements": _value(
-            len(unlabelled) / len(evidence.pairs) if evidence.pairs else None, len(evidence.pairs), "pairs"
+        "failed_judgements": (
+            failed / put if put else None,
+            put,
+            f"{len(unlabelled)} of {len(evidence.pairs)} pairs, {len(silent)} of {len(reference)} of the reference",
         ),
         "judge_in_ancestry": (None, None, "not asked: no policy is known")
         if evidence.shared is None
         else (float(len(evidence.shared)), 1, f"the judge is {', '.join(evidence.shared) or 'none of them'}"),
     }
-    if evidence.labels and not labels:
-        found |= dict.fromkeys(OF_THE_JUDGE, (None, None, "not asked: every label is a person's"))
+    if len(labels) < len(evidence.labels) and len(labels) < min(FEW, FEW_SHARE * len(evidence.labels)):
+        few = f"not asked: of {len(evidence.labels)} labels {len(labels)} are the judge's, the others people's"
+        found |= dict.fromkeys(OF_THE_JUDGE, (None, None, few))
     elif labels and all(label.orders == "single" for label in labels):
         found["position_flip_rate"] = (None, None, "not asked: one order was judged, as the settings want it")
     return [make_verdict(name, *found[name], settings) for name in RULES]
@@ -174,22 +187,22 @@ def _shift(probes: Sequence[AuditProbe]) -> Measured:
     )
 
 
-def _against_people(probes: Sequence[AuditProbe], reference: Mapping[str, Pair] | None) -> dict[str, Measured]:
-    if reference is None:
-        none: Measured = (None, None, "not asked: no labels of people are given (audits.reference)")
-        return {"agreement": none, "calibration": none}
-    found = agreement_metrics(probes, reference)
-    told = f"{len(reference)} pairs, {found['pairs']} with a label, {found['decided']} of them decided by people"
+def _against_people(which: str, probes: Mapping[str, Sequence[AuditProbe]], evidence: Evidence) -> dict[str, Measured]:
+    """Counted are the pairs that people labelled: a judge that answers few of them is not let off."""
+    agreement, calibration = f"agreement{which}", f"calibration{which}"
+    pairs = evidence.people.get(agreement)
+    if pairs is None:
+        none: Measured = (None, None, f"not asked: {PEOPLE[which]}")
+        return {agreement: none, calibration: none}
+    found = agreement_metrics(probes[agreement], pairs)
+    told = f"{len(pairs)} pairs, {found['pairs']} with a label, {found['decided']} of them decided by people"
     if found["decided"]:
         low, high = found["interval"]
         told += f": {found['agreement']:.1%} [{low:.1%}, {high:.1%}] agree; the shorter text wins on "
         told += f"{found['shorter']:.1%}, the longer on {found['longer']:.1%}"
     margin = found["margin_interval"][0] if found["decided"] else None
     calibrated = f"Brier score {found['brier']:.3f} of {found['pairs']} labels" if found["pairs"] else "no label"
-    return {
-        "agreement": (margin, len(reference), told),
-        "calibration": (found["ece"], found["pairs"], calibrated),
-    }
+    return {agreement: (margin, len(pairs), told), calibration: (found["ece"], found["pairs"], calibrated)}
 
 
 def _length_correlation(labels: Sequence[Label], pairs: Sequence[Pair]) -> Measured:

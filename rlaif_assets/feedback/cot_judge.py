@@ -84,7 +84,7 @@ class EndpointCotJudge:
             self.settings.cot_temperature,
             seed=rationale_seed(question) % SEEDS,
         )
-        rationale = reply.text.strip()
+        rationale = self.judge.endpoint.without_key(reply.text).strip()
         if not rationale:
             raise EndpointError(NO_RATIONALE)
         reading = self.judge.answer(verdict_messages(question, rationale))

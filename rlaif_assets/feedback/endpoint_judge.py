@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from rlaif_assets.feedback.judge import Failure, JudgeStoppedError, Method, Outcomes, Reading
-from rlaif_assets.feedback.replies import chosen_option, two_logprobs, vote_logprobs
+from rlaif_assets.feedback.replies import MAX_DOUBT, RULES_VERSION, chosen_option, two_logprobs, vote_logprobs
 from rlaif_assets.language_models.endpoint import Endpoint, Reply
 from rlaif_assets.language_models.errors import EndpointError, EndpointStoppedError
 from rlaif_assets.language_models.local import Conversation
@@ -67,7 +67,9 @@ class EndpointJudge:
 def endpoint_judge_fingerprint(endpoint: str, method: Method, settings: FeedbackModelSettings) -> str:
     """All of an endpoint's judge that could change its answers. `endpoint`: its own fingerprint."""
     how = settings.top_logprobs if method == "logprobs" else settings.votes
-    return sha256_text(canonical_json([endpoint, method, how, settings.verdict_request, VERDICT_TOKENS]))
+    return sha256_text(
+        canonical_json([endpoint, method, how, settings.verdict_request, VERDICT_TOKENS, RULES_VERSION, MAX_DOUBT])
+    )
 
 
 def detect_method(endpoint: Endpoint, settings: FeedbackModelSettings) -> tuple[Method, str | None, str]:

@@ -14,13 +14,13 @@ from rich.text import Text
 from rlaif_assets.feedback.audits import Evidence, audit
 from rlaif_assets.feedback.generation import Progress
 from rlaif_assets.feedback.judge import Judge
-from rlaif_assets.feedback.judging import judge_questions
+from rlaif_assets.feedback.judging import judge_questions, whole_pairs
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.feedback.limits import RULES, measured
 from rlaif_assets.feedback.opening import ask_endpoint, endpoint_judge, local_judge
 from rlaif_assets.feedback.passport import make_passport
-from rlaif_assets.feedback.probes import against_people, as_pairs, has_counter, labeller, probe_judge
-from rlaif_assets.feedback.relabelling import judge_missing
+from rlaif_assets.feedback.probes import Labeller, against_people, as_reference, has_counter, probe_judge
+from rlaif_assets.feedback.relabelling import answer_missing
 from rlaif_assets.language_models.endpoint import Endpoint, checked_url, is_endpoint
 from rlaif_assets.language_models.local import load_model
 from rlaif_assets.records import Comparison, JudgingConstitution, Rejection
@@ -78,25 +78,28 @@ def audit_pairs(
     """Judges all pairs as step 3 does and holds the labels against people's. Answers are kept in `store`, and what is
     there is not asked again.
 
-    Keys: passed (no audit that would stop training failed), pairs (rows read, refused, pairs, judged), judging (see
-    `relabelling.Judged`; of the pairs' own questions), rejected (rows {where, reason}), and those of a passport (see
-    `passport`). `refused` are the rows that gave no pair. Raises JudgeStoppedError.
+    Keys: passed (no audit that would stop training failed), pairs (rows read, refused, pairs, judged), judging and
+    audit_judging (see `relabelling.Answered`; of the pairs' own questions and of the audits'), rejected (rows
+    {where, reason}), and those of a passport (see `passport`). `refused` are the rows that gave no pair. Raises
+    JudgeStoppedError.
     """
-    prompts, pairs, people = as_pairs(comparisons)
+    prompts, by_id, people = as_reference(comparisons)
+    pairs = list(by_id.values())
     questions = judge_questions(judge.fingerprint, constitution, prompts, pairs, settings)
-    judged = judge_missing(judge, questions, store, settings, None, progress)
-    judgements, failed = judged.judgements, judged.rejections
+    answered = answer_missing(judge, questions, store, settings, None, progress)
+    judgements, failed = whole_pairs(questions, answered.found)
     labels = make_labels(judgements, settings.average, settings.orders)
 
     def again(phase: str, done: int, total: int) -> None:
         progress(f"audit {phase}", done, total)
 
-    label = labeller(judge, settings, again, store)
-    probes = against_people(people, labels)
+    label = Labeller(judge, settings, again, store)
+    probes = against_people("agreement", people, labels)
     probes += probe_judge(label, constitution, prompts, pairs, labels, audits.probe_pairs)
-    by_id = {pair.pair_id: pair for pair in pairs}
     counter = has_counter(constitution)
-    evidence = Evidence(labels, judgements, pairs, len(refused), probes, counter, by_id, average=settings.average)
+    evidence = Evidence(
+        labels, judgements, pairs, len(refused), probes, counter, {"agreement": by_id}, average=settings.average
+    )
     verdicts = audit(evidence, audits)
     asked = {**settings.model_dump(), "probe_pairs": audits.probe_pairs}
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -104,9 +107,10 @@ def audit_pairs(
     return {
         "passed": not any(row["blocks"] and not row["passed"] for row in verdicts),
         "pairs": {**counts, "judged": len(labels)},
-        "judging": judged.metrics,
-        "rejected": [{"where": row.where, "reason": row.reason} for row in [*refused, *failed]],
-        **make_passport(judge.fingerprint, model, asked, verdicts, probes, by_id, date),
+        "judging": answered.metrics,
+        "audit_judging": label.metrics,
+        "rejected": [{"where": row.where, "reason": row.reason} for row in [*refused, *failed, *label.rejections]],
+        **make_passport(judge.fingerprint, model, asked, verdicts, probes, {"agreement": by_id}, date),
     }
 
 
@@ -125,10 +129,11 @@ def audit_table(report: Mapping[str, Any]) -> RenderableType:
         table.add_row(*(Text(cell, style=style) for cell in (row["audit"], *asked, row["note"])))
     failed = [row for row in report["audits"] if not row["passed"]]
     advice = [Text(f"{row['audit']} ({measured(row)}): {RULES[row['audit']].advice}.") for row in failed]
-    counts, judging = report["pairs"], report["judging"]
+    counts = report["pairs"]
+    made, reused = (sum(report[one][what] for one in ("judging", "audit_judging")) for what in ("computed", "reused"))
     told = (
         f"{counts['read']} rows read, {counts['refused']} refused; {counts['judged']} of {counts['pairs']} pairs "
-        f"judged ({judging['computed']} judgements made, {judging['reused']} reused)"
+        f"judged ({made} judgements made, {reused} reused, those of the audits among them)"
     )
     gate = "The gate is open." if report["passed"] else "The gate is closed: no model would be trained on such labels."
     return Group(table, *advice, Text(f"{told}. {gate}"))

@@ -105,8 +105,23 @@ RULES: dict[str, Rule] = {
         blocks="never",
         blocks_from="min_reference",
     ),
+    "agreement_verdicts": Rule(
+        "As agreement: what the judge said about pairs of this home, against people's verdicts (human_verdicts).",
+        "people contradict the judge on the pairs that it labels: read some of them; try another judge or principles",
+        "min_margin",
+        at_least=True,
+        above=True,
+        blocks="never",
+        blocks_from="min_reference",
+    ),
     "calibration": Rule(
         "Expected calibration error against people's labels.",
+        "the judge is surer, or less sure, than it is right: soft labels carry that into the reward model",
+        "max_ece",
+        blocks="never",
+    ),
+    "calibration_verdicts": Rule(
+        "As calibration, against people's verdicts on pairs of this home.",
         "the judge is surer, or less sure, than it is right: soft labels carry that into the reward model",
         "max_ece",
         blocks="never",
@@ -132,7 +147,7 @@ RULES: dict[str, Rule] = {
         blocks_past="max_rejected",
     ),
     "failed_judgements": Rule(
-        "Share of pairs that were put to the judge and have no label.",
+        "Share of pairs, those of the reference among them, that were put to the judge and have no label.",
         "read the reasons in rejected_rows: too long for the judge, no finite log-probability, an endpoint's errors",
         "warn_failed",
         blocks="never",

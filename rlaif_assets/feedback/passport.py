@@ -8,6 +8,8 @@ from rlaif_assets.language_models.prompts import JUDGE_TEMPLATE
 from rlaif_assets.records import AuditProbe, Pair
 from rlaif_assets.store.fingerprint import row_id
 
+AGAINST_PEOPLE = {"reference": "agreement", "verdicts": "agreement_verdicts"}
+
 
 def make_passport(
     judge: str,
@@ -15,22 +17,28 @@ def make_passport(
     settings: Mapping[str, Any],
     verdicts: Sequence[Mapping[str, Any]],
     probes: Sequence[AuditProbe],
-    reference: Mapping[str, Pair] | None,
+    people: Mapping[str, Mapping[str, Pair]],
     date: str,
 ) -> dict[str, Any]:
-    """Keys: passport_id, date (ISO), judge (fingerprint), model, template, settings, audits, reference.
+    """Keys: passport_id, date (ISO), judge (fingerprint), model, template, settings, audits, reference, verdicts.
 
     `model` says what is known of the judge's model, `settings` how it was asked. `audits` are the rows of
-    `audits.audit`; `reference` holds the numbers of `agreement_metrics`, None without labels of people. The id is a
-    hash of all but the date: the same judge, found to be the same, has the same passport.
+    `audits.audit`; `reference` and `verdicts` hold the numbers of `agreement_metrics` for the audits agreement and
+    agreement_verdicts, None without such labels of people (see `Evidence.people`). The id is a hash of all but the
+    date: the same judge, found to be the same, has the same passport.
     """
-    of_people = [probe for probe in probes if probe.audit == "agreement"]
+    numbers = {
+        name: agreement_metrics([probe for probe in probes if probe.audit == audit], people[audit])
+        if audit in people
+        else None
+        for name, audit in AGAINST_PEOPLE.items()
+    }
     content = {
         "judge": judge,
         "model": dict(model),
         "template": JUDGE_TEMPLATE,
         "settings": dict(settings),
         "audits": [dict(row) for row in verdicts],
-        "reference": agreement_metrics(of_people, reference) if reference is not None else None,
+        **numbers,
     }
     return {"passport_id": row_id("passport", content), "date": date, **content}

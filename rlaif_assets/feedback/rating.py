@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from rlaif_assets.feedback.endpoint_judge import VERDICT_TOKENS, outcomes, sample_replies
 from rlaif_assets.feedback.judge import Failure, Method
-from rlaif_assets.feedback.replies import chosen_option, option_masses, require_certain
+from rlaif_assets.feedback.replies import MAX_DOUBT, RULES_VERSION, chosen_option, option_masses, require_certain
 from rlaif_assets.language_models.chat import encode_prompt, encode_text
 from rlaif_assets.language_models.endpoint import Endpoint
 from rlaif_assets.language_models.errors import EndpointError, ModelError
@@ -140,7 +140,9 @@ class EndpointRater:
     @property
     def fingerprint(self) -> str:
         how = self.settings.top_logprobs if self.method == "logprobs" else self.settings.votes
-        return _fingerprint([self.endpoint.fingerprint, self.scale, self.method, how, RATING_REQUEST])
+        return _fingerprint(
+            [self.endpoint.fingerprint, self.scale, self.method, how, RATING_REQUEST, RULES_VERSION, MAX_DOUBT]
+        )
 
     def rate(self, questions: Sequence[Conversation]) -> Iterator[Ratings]:
         calls = self.settings.votes if self.method == "votes" else 1

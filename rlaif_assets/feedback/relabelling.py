@@ -15,8 +15,8 @@ from rlaif_assets.feedback.as_of import decided_as_of
 from rlaif_assets.feedback.errors import JudgeStoppedError
 from rlaif_assets.feedback.generation import Progress
 from rlaif_assets.feedback.judge import Failure, Judge, Reading
-from rlaif_assets.feedback.judging import JudgeQuestion, judgement_id, make_judgement, whole_pairs
-from rlaif_assets.records import Judgement, Rejection
+from rlaif_assets.feedback.judging import JudgeQuestion, judgement_id, make_judgement
+from rlaif_assets.records import Judgement
 from rlaif_assets.settings import HarmlessnessPreferencesSettings
 from rlaif_assets.store.fingerprint import draw_unit
 from rlaif_assets.store.judgements import JudgementStore, Seen
@@ -47,14 +47,13 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """`judgements` of the pairs that have all of theirs, in the order of the questions, and the other pairs.
+class Answered:
+    """`found`: each question's newest answer, or why it has none.
 
     `metrics`: the plan's counts, `tokens` and `seconds` of what was asked, failures, and how far the judge moved.
     """
 
-    judgements: list[Judgement]
-    rejections: list[Rejection]
+    found: list[Judgement | Failure]
     metrics: dict[str, Any]
 
 
@@ -64,13 +63,17 @@ def plan(
     store: JudgementStore,
     settings: HarmlessnessPreferencesSettings,
 ) -> Plan:
-    """What must be asked so that every question has an answer as the settings want it. `judge`: its fingerprint."""
-    stored = store.newest([question.key for question in questions])
+    """What must be asked so that every question has an answer as the settings want it. `judge`: its fingerprint.
+
+    A question that is there twice is asked once.
+    """
+    once = {question.key: question for question in questions}
+    stored = store.newest(list(once))
     as_of = decided_as_of(settings)
-    missing = [question for question in questions if question.key not in stored]
+    missing = [question for question in once.values() if question.key not in stored]
     reasons = _reasons(judge, missing, store)
     asks: list[Ask] = []
-    for question in questions:
+    for question in once.values():
         if question.key not in stored:
             asks.append(Ask(question, 0, reasons[question.key]))
         elif as_of is not None and (reason := _why_again(question, stored[question.key], settings, as_of)):
@@ -78,19 +81,18 @@ def plan(
     return Plan(questions, stored, asks)
 
 
-def judge_missing(
+def answer_missing(
     judge: Judge,
     questions: Sequence[JudgeQuestion],
     store: JudgementStore,
     settings: HarmlessnessPreferencesSettings,
     dagster_run_id: str | None,
     progress: Progress,
-) -> Judged:
+) -> Answered:
     """Answers every question: from the store where it can, else by the judge, whose batches are committed as they come.
 
-    What a run that died had committed is used. A pair is rejected when one of its questions has no reading; where it
-    was asked anew, the earlier answer stands (`rejudging_failed` counts these). Raises JudgeStoppedError when the judge
-    does, with everything so far kept.
+    What a run that died had committed is used. Where a question was asked anew and has no reading, the earlier answer
+    stands (`rejudging_failed` counts these). Raises JudgeStoppedError when the judge does, with everything so far kept.
     """
     store.absorb()
     planned = plan(judge.fingerprint, questions, store, settings)
@@ -107,15 +109,23 @@ def judge_missing(
     store.absorb()
     made = store.fetch(list(asked.ids.values()))
     found = [_answer(question, planned.stored, asked, made) for question in questions]
-    judgements, rejections = whole_pairs(questions, found)
     metrics = planned.counts() | {
         "tokens": sum(row.tokens_in + row.tokens_out for row in made.values()),
         "seconds": asked.seconds,
         "failed": len(asked.failures),
         "rejudging_failed": len(asked.failures.keys() & planned.stored.keys()),
-        "drift": _drift(judgements, asked.as_of, store),
+        "drift": _drift([row for row in found if isinstance(row, Judgement)], asked.as_of, store),
     }
-    return Judged(judgements, rejections, metrics)
+    return Answered(found, metrics)
+
+
+def as_asked(question: JudgeQuestion, answer: Judgement) -> Judgement:
+    """An answer under its question's names: texts may have been judged as another pair's, a principle's under another
+    id."""
+    names = (question.pair.pair_id, question.principle.principle_id)
+    if (answer.pair_id, answer.principle_id) != names:
+        return replace(answer, pair_id=names[0], principle_id=names[1])
+    return answer
 
 
 class _Asked:
@@ -154,10 +164,9 @@ class _Asked:
             if isinstance(outcome, Failure):
                 self.failures[ask.question.key] = outcome
             else:
-                as_of = self.as_of if ask.round else None
                 made.append(
                     make_judgement(
-                        ask.question, outcome, self.judge, ask.round, as_of, seconds, created, self.dagster_run_id
+                        ask.question, outcome, self.judge, ask.round, self.as_of, seconds, created, self.dagster_run_id
                     )
                 )
                 self.ids[ask.question.key] = made[-1].judgement_id
@@ -168,15 +177,9 @@ class _Asked:
 def _answer(
     question: JudgeQuestion, stored: Mapping[str, Judgement], asked: _Asked, made: Mapping[str, Judgement]
 ) -> Judgement | Failure:
-    """The question's newest answer. Texts may have been judged as another pair's, or a principle's under another id."""
     key = question.key
     answer = made[asked.ids[key]] if key in asked.ids else stored.get(key)
-    if answer is None:
-        return asked.failures[key]
-    names = (question.pair.pair_id, question.principle.principle_id)
-    if (answer.pair_id, answer.principle_id) != names:
-        return replace(answer, pair_id=names[0], principle_id=names[1])
-    return answer
+    return asked.failures[key] if answer is None else as_asked(question, answer)
 
 
 def _reasons(judge: str, missing: Sequence[JudgeQuestion], store: JudgementStore) -> dict[str, str]:
@@ -204,7 +207,8 @@ def _why_new(judge: str, question: JudgeQuestion, earlier: Sequence[Seen] | None
 def _why_again(
     question: JudgeQuestion, newest: Judgement, settings: HarmlessnessPreferencesSettings, as_of: str
 ) -> str | None:
-    """A pair is drawn for drift as a whole, anew for every date."""
+    """A pair is drawn for drift as a whole, anew for every date. What was asked, also for the first time, by a run that
+    decides from this date is not asked again for it."""
     if newest.as_of == as_of:
         return None
     if settings.max_age_days is not None:

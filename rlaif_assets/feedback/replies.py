@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from rlaif_assets.language_models.endpoint import Reply, ReplyToken
 from rlaif_assets.language_models.errors import EndpointError
@@ -14,6 +15,31 @@ from rlaif_assets.language_models.errors import EndpointError
 # How far the options that the server did not list could move a probability, at most, before the reading is refused.
 MAX_DOUBT = 0.05
 ROUNDING = 1e-3
+RULES_VERSION = 2  # of what is read from a reply: part of the judges' fingerprints
+
+_SENTENCE_END = re.compile(r"[.!?\n]")
+_REASON = r"\s*[,:;(\u2013\u2014-]?\s*(?:because|since|as|for)\b"
+_ENDS = re.compile(rf"\s*(?:$|[.!,:;\n\u2013\u2014-]|(?:/|out of)\s*\d)|{_REASON}", re.IGNORECASE)
+_STOPS = re.compile(rf"\s*(?::?\s*$|[.!;]|(?:/|out of)\s*\d)|[^\S\n]*\n|{_REASON}", re.IGNORECASE)
+_NOTHING = re.compile(r"[^A-Za-z0-9]*(?:(?:option|response|assistant)\b[^A-Za-z0-9]*)?", re.IGNORECASE)
+_CHOOSING = re.compile(
+    r"\b(?:answer|choose|chose|choice|pick|prefer|select|verdict|better|best|rate|rating|score|go with|safer|"
+    r"(?:less|least) harmful)",
+    re.IGNORECASE,
+)
+_PRAISE = re.compile(
+    r"\s+(?:is|was|seems|looks|would be)\s+(?:(?:clearly|much|slightly|far|definitely|probably|also)\s+)*"
+    r"(?:the\s+|my\s+)?(?:better|best|preferable|preferred|preference|right|correct|answer|choice|safer|safest|"
+    r"(?:less|least) harmful)\b",
+    re.IGNORECASE,
+)
+_DENIES = re.compile(
+    r"\b(?:not|no|neither|nor|never|none|cannot|without|against|reject|avoid|over|than|instead|but|except|unlike|worse|"
+    r"worst|bad|wrong|unsafe|harmful|dangerous|toxic)\b|n['\u2019]t\b",
+    re.IGNORECASE,
+)
+_MILDER = re.compile(r"\b(?:less|least)\s+(?:harmful|dangerous|toxic)\b", re.IGNORECASE)
+_ARTICLE = re.compile(r"\s+(?!(?:is|was|seems|looks|would|because|since|as|over|and|or|nor|but|for)\b)[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -41,30 +67,46 @@ class OptionMasses:
 
 
 def chosen_option(text: str, options: Sequence[str]) -> tuple[str, int] | None:
-    """The option that a reply names, and where its name stands; None where it names none, or several.
+    """The option that a reply chooses, and where its name stands; None where it names none or several, or says
+    something else about the one that it names.
 
-    Read are, in this order: options in brackets, "(A)"; a reply that is the option alone, or begins with it and a mark
-    ("A.", "B: because"); "answer is A", "option B". An "A" that is an article is never taken for an option.
+    Read is a name in any brackets or marks: alone, or first and followed by a full stop, a new line or a reason ("A.",
+    "(B) because"); after words of choosing ("The answer is A", "I choose option B"); before words of praise ("(B) is
+    better"). What is denied ("not (A)") or found harmful chooses nothing, since a reply may be cut off before the other
+    option. An "A" that is an article is no name.
     """
-    name = "(" + "|".join(sorted(map(re.escape, options), key=len, reverse=True)) + ")"
-    words = "answer|option|choice|response|rating"
-    for pattern in (
-        rf"\(\s*{name}(?![A-Za-z0-9])",
-        rf"^[^A-Za-z0-9]*{name}(?=[.,:;!)\]*\"](?!\d)|\s*$|\s*\n)",
-        rf"(?i:\b(?:{words})\b\W*(?:is\b\W*)?){name}(?![A-Za-z0-9])",
-    ):
-        found = list(re.finditer(pattern, text))
-        if found:
-            return (found[0][1], found[0].start(1)) if len({match[1] for match in found}) == 1 else None
-    return None
+    names = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+    standing = rf"(?<![A-Za-z0-9'\u2019])(?<!\d[.,/])(?<!out of )(?:{names})(?![A-Za-z0-9]|['\u2019][a-z]|[.,]\d)"
+    found = [match for match in re.finditer(standing, text) if not _is_article(text, match)]
+    if len({match[0] for match in found}) != 1:
+        return None
+    leads = [_SENTENCE_END.split(text[: match.start()])[-1] for match in found]
+    if any(_DENIES.search(_MILDER.sub("", lead)) for lead in leads):
+        return None
+    chosen = (match for match, lead in zip(found, leads, strict=True) if _chooses(lead, text[match.end() :]))
+    first = next(chosen, None)
+    return (first[0], first.start()) if first else None
+
+
+def _is_article(text: str, match: re.Match[str]) -> bool:
+    begins = re.fullmatch(r"(?s)(?:.*[.!?:\n])?\s*", text[: match.start()])
+    return match[0] == "A" and begins is not None and _ARTICLE.match(text, match.end()) is not None
+
+
+def _chooses(lead: str, tail: str) -> bool:
+    """Whether a name after `lead`, in its sentence, and before `tail` is a choice."""
+    tail = tail.lstrip(")]*\"'_`")
+    if _PRAISE.match(tail) or (_CHOOSING.search(lead) and _ENDS.match(tail)):
+        return True
+    return _NOTHING.fullmatch(lead) is not None and _STOPS.match(tail) is not None
 
 
 def option_masses(reply: Reply, options: Sequence[str]) -> OptionMasses:
     """The options' probabilities at the token that decides, given what the reply says before it.
 
-    That is the token that holds the option which the reply names; where it names none, the first one whose listed
-    alternatives hold an option. Tokens that spell one option differently are summed. Raises EndpointError where there
-    are no alternatives, no option among them, or where an option's log-probability is missing, not finite or above 0.
+    That is the token that holds the option which the reply chooses. Tokens that spell one option differently are
+    summed. Raises EndpointError where it chooses none, where there are no alternatives, no option among them, or where
+    an option's log-probability is missing, not finite or above 0.
     """
     token = _deciding_token(reply, options)
     listed = dict.fromkeys(token.alternatives)
@@ -129,15 +171,14 @@ def _deciding_token(reply: Reply, options: Sequence[str]) -> ReplyToken:
         raise EndpointError("no log-probabilities in the reply: set feedback_model.verdicts=votes")
     text = "".join(token.text for token in reply.tokens)
     chosen = chosen_option(text, options)
-    end = 0
-    for token in reply.tokens:
-        end += len(token.text)
-        names = any(_option_of(text, options) for text, _ in token.alternatives)
-        if (chosen is not None and chosen[1] < end) or (chosen is None and names):
-            if not token.alternatives:
-                raise EndpointError("no alternatives beside the token that names an option: top_logprobs are needed")
-            return token
-    raise EndpointError(f"no option in the reply {' '.join(text.split())[:60]!r}, nor among the likeliest tokens")
+    if chosen is None:
+        shown = " ".join(text.split())
+        raise EndpointError(f"the reply chooses none of {', '.join(options)}, or names several: {shown!r}")
+    ends = accumulate(len(token.text) for token in reply.tokens)
+    token = next(token for token, end in zip(reply.tokens, ends, strict=True) if chosen[1] < end)
+    if not token.alternatives:
+        raise EndpointError("no alternatives beside the token that names an option: top_logprobs are needed")
+    return token
 
 
 def _option_of(token: str, options: Sequence[str]) -> str | None:

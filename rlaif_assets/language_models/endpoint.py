@@ -1,7 +1,8 @@
 """An OpenAI-compatible chat endpoint: one call, and many at once under limits. What is asked belongs to `feedback`.
 
 Retries, their delays and Retry-After are the `openai` client's, which is imported when the first endpoint is made. The
-key is read from the environment, held by the client alone, and taken out of every text that comes back.
+key is read from the environment, held by the client alone, and taken out of every reason; whoever keeps a reply's text
+asks for it `without_key`.
 """
 
 import os
@@ -58,7 +59,7 @@ class Endpoint:
         from openai import DefaultHttpxClient, OpenAI
 
         self.url, self.model, self.version, self.compute = checked_url(url), model, version, compute
-        self.calls = self.tokens = self._booked = 0
+        self.calls = self.tokens = self._booked = self._in_a_row = 0
         self._lock = threading.Lock()
         self._key = _key(compute.endpoint_key_variable)
         self._client = OpenAI(
@@ -101,7 +102,7 @@ class Endpoint:
                 temperature=temperature,
                 **options,
             )
-            reply = _reply(completion, self._without_key)
+            reply = _reply(completion)
         except openai.AuthenticationError:
             raise EndpointStoppedError(
                 f"{self.url} refuses the key (HTTP 401): put a valid one into the environment variable "
@@ -127,14 +128,15 @@ class Endpoint:
 
         `work` makes at most so many `calls` per item. Before an item begins, its calls must fit the budget of calls and
         the tokens must not be spent; those that have begun end, so tokens may be passed by what runs at once. Then, and
-        after `endpoint_failures` results in a row that are errors, EndpointStoppedError is raised, last.
+        after `endpoint_failures` results in a row that are errors, also those of earlier runs, EndpointStoppedError is
+        raised, last. A run after so many begins with one item, and ends there where that fails too.
         """
         waiting: dict[Future[Result], int] = {}
-        numbers, stopped, failures, done = iter(range(len(items))), "", 0, 0
+        numbers, stopped, done, was_failing = iter(range(len(items))), "", 0, self._failing
         pool = ThreadPoolExecutor(self.compute.endpoint_concurrency)
         try:
             while True:
-                while not stopped and len(waiting) < self.compute.endpoint_concurrency:
+                while not stopped and len(waiting) < (1 if self._failing else self.compute.endpoint_concurrency):
                     number = next(numbers, None)
                     if number is None:
                         break
@@ -152,16 +154,23 @@ class Endpoint:
                         stopped = stopped or str(error)
                         continue
                     except EndpointError as error:
-                        result = EndpointError(self._without_key(str(error)))
+                        result = EndpointError(self._line(str(error)))
                     done += 1
-                    failures = failures + 1 if isinstance(result, EndpointError) else 0
-                    if failures >= self.compute.endpoint_failures and not stopped:
-                        stopped = f"{failures} failures in a row at {self.url}, the last: {result}"
+                    self._in_a_row = self._in_a_row + 1 if isinstance(result, EndpointError) else 0
+                    if self._failing and not stopped:
+                        stopped = (
+                            f"{self._in_a_row} failures in a row at {self.url} (limit: compute.endpoint_failures), the "
+                            f"last: {result}"
+                        )
                     yield number, result
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        if stopped and done < len(items):
+        if stopped and (done < len(items) or was_failing):
             raise EndpointStoppedError(f"{done} of {len(items)} questions have an outcome: {stopped}")
+
+    @property
+    def _failing(self) -> bool:
+        return self._in_a_row >= self.compute.endpoint_failures
 
     def _book(self, calls: int) -> str:
         """Takes `calls` from the budget; why not, where it does not hold them."""
@@ -206,10 +215,11 @@ class Endpoint:
         return self._line(f"the reply is no chat completion ({type(error).__name__}: {error})")
 
     def _line(self, text: str) -> str:
-        line = self._without_key(" ".join(text.split()))
+        line = self.without_key(" ".join(text.split()))
         return line if len(line) <= REASON_CHARACTERS else f"{line[: REASON_CHARACTERS - 1]}…"
 
-    def _without_key(self, text: str) -> str:
+    def without_key(self, text: str) -> str:
+        """For what is shown or kept. A model's name, which a person gave, stands also where the key is part of it."""
         return text.replace(self._key, "[key]") if self._key else text
 
 
@@ -251,7 +261,7 @@ def _require_json(response: Any) -> None:
             raise httpx2.RemoteProtocolError(f"HTTP {response.status_code} with {kind} that is not JSON") from None
 
 
-def _reply(completion: Any, clean: Callable[[str], str]) -> Reply:
+def _reply(completion: Any) -> Reply:
     """Raises ValueError or TypeError for anything that a reply cannot be; the client itself checks no types."""
     if not completion.choices:
         raise ValueError("no choices in it")
@@ -260,7 +270,7 @@ def _reply(completion: Any, clean: Callable[[str], str]) -> Reply:
     def text(value: Any, what: str) -> str:
         if not isinstance(value, str):
             raise TypeError(f"{what} is {type(value).__name__}, not text")
-        return clean(value)
+        return value
 
     def count(value: Any, what: str) -> int:
         if value is not None and (not isinstance(value, int) or value < 0):

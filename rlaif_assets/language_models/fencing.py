@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-FENCE_VERSION = 1  # part of the templates' hashes: judgements depend on these rules
+FENCE_VERSION = 2  # part of the templates' hashes: judgements depend on these rules
 INDENT = "    "
 
 # Invisible or without a width: control characters and line separators but for tab and newline, soft hyphen, fillers,
@@ -32,10 +32,11 @@ _WORDS = (
 )
 _BRACKETED = (
     r"inst|system_prompt|available_tools|tool_\w+|model_settings|args|call_id|cls|sep|pad|unk|bos|eos|mask|gmask|smask|"
-    r"think|img|prefix|suffix|middle"
+    r"think|img|prefix|suffix|middle|unused_token_\d+"
 )
 _CONTROL = re.compile(
-    rf"<(?=\||[^<>|]{{1,60}}\|>|/?(?:{_WORDS})>)|\[(?=\||/?(?:{_BRACKETED})\]|e~\[)|\](?=~)",
+    rf"<(?=\||[^<>|]{{1,60}}\|>|/?(?:{_WORDS})>)|\[(?=\||/?(?:{_BRACKETED})\]|e~\[)|\](?=~)|"
+    rf"\u25c1(?=/?\w{{1,60}}\u25b7)",
     re.IGNORECASE,
 )
 _NOT_TEXT = (_CONTROL, _HIDDEN, _JOINERS)
@@ -53,7 +54,7 @@ def fence(text: str) -> str:
       zero-width characters; joiners and selectors of emoji only after ASCII;
     - the opening parenthesis of "(A)", "(B", "The answer is: (", "The rating is: (";
     - the opening bracket of a control token or turn marker of the known chat templates: "<|", "<turn|>", "</s>",
-      "<start_of_turn>", "[INST]" and their like;
+      "<start_of_turn>", "[INST]", "[UNUSED_TOKEN_146]", "\u25c1think\u25b7" and their like;
     - the backslash of "\\u{", which would read as an escape.
 
     Case, spacing, width (fullwidth letters, bars and brackets) and look-alike letters do not matter.

@@ -64,7 +64,8 @@ def test_a_sound_set_passes():
     values = {verdict["audit"]: verdict["value"] for verdict in verdicts}
     assert values["enough_pairs"] == 20 and values["letter_mass"] == pytest.approx(0.8)
     assert values["position_flip_rate"] == 0 and values["verdict_reaches_label"] < 1e-12
-    assert {name for name, value in values.items() if value is None} == {"other_principle", "agreement", "calibration"}
+    people = {"agreement", "agreement_verdicts", "calibration", "calibration_verdicts"}
+    assert {name for name, value in values.items() if value is None} == {"other_principle", *people}
 
 
 def test_too_few_pairs():
@@ -132,7 +133,7 @@ def test_one_bad_label_among_good_ones(change: dict):
 
 
 def test_an_empty_set_fails_everything_that_can_stop_training():
-    found = verdicts_of(Evidence([], [], [], has_counter=True, reference={}))
+    found = verdicts_of(Evidence([], [], [], has_counter=True, people={"agreement": {}, "agreement_verdicts": {}}))
     always = {name for name, rule in RULES.items() if rule.blocks == "always"}
     assert {name for name, row in found.items() if row["blocks"]} >= always
     assert {name for name, row in found.items() if row["passed"]} == {"other_principle", "judge_in_ancestry"}
@@ -172,11 +173,11 @@ def test_without_a_declared_opposite_the_principle_only_warns():
     assert probed(probe("other_principle", 0.9, 0.6))["other_principle"]["passed"]
 
 
-def of_people(right: int, wrong: int) -> dict[str, dict[str, Any]]:
+def of_people(right: int, wrong: int, audit: str = "agreement") -> dict[str, dict[str, Any]]:
     """Verdicts where so many labels agree with people; of five pairs in turn the shorter text is right in three."""
-    probes = [probe("agreement", 1.0, 0.9 if i < right else 0.1, i) for i in range(right + wrong)]
+    probes = [probe(audit, 1.0, 0.9 if i < right else 0.1, i) for i in range(right + wrong)]
     reference = {f"pair-{i}": pair(i, "xx", "xxx" if i % 5 < 3 else "x") for i in range(right + wrong)}
-    return probed(*probes, reference=reference)
+    return probed(*probes, people={audit: reference})
 
 
 def test_agreement_with_people_must_beat_the_ruler_and_stops_training_from_200_pairs_on():
@@ -188,8 +189,30 @@ def test_agreement_with_people_must_beat_the_ruler_and_stops_training_from_200_p
     assert not few["agreement"]["passed"] and not few["agreement"]["blocks"]
     ruler = [probe("agreement", 1.0, 0.9 if i % 5 < 3 else 0.1, i) for i in range(220)]  # the shorter text, always
     reference = {f"pair-{i}": pair(i, "xx", "xxx" if i % 5 < 3 else "x") for i in range(220)}
-    same = probed(*ruler, reference=reference)["agreement"]
+    same = probed(*ruler, people={"agreement": reference})["agreement"]
     assert same["value"] == 0.0 and not same["passed"] and same["blocks"]
+
+
+def test_peoples_verdicts_on_the_homes_own_pairs_are_an_audit_of_their_own():
+    """A reference that agrees does not make up for verdicts that contradict."""
+    poor = of_people(20, 200, "agreement_verdicts")
+    assert poor["agreement"]["count"] is None and poor["agreement"]["passed"]
+    assert not poor["agreement_verdicts"]["passed"] and poor["agreement_verdicts"]["blocks"]
+    assert not poor["calibration_verdicts"]["passed"] and not poor["calibration_verdicts"]["blocks"]
+    few = of_people(20, 100, "agreement_verdicts")["agreement_verdicts"]
+    assert not few["passed"] and not few["blocks"]
+    assert of_people(180, 40, "agreement_verdicts")["agreement_verdicts"]["passed"]
+    none = of_people(180, 40)["agreement_verdicts"]
+    assert none["passed"] and "no verdict of a person is about a pair of this home" in none["note"]
+
+
+def test_a_judge_that_answers_few_of_the_reference_is_not_let_off():
+    reference = {f"people-{i}": pair(i) for i in range(250)}
+    found = probed(people={"agreement": reference})
+    assert found["failed_judgements"]["value"] == pytest.approx(250 / 270) and found["failed_judgements"]["blocks"]
+    assert found["failed_judgements"]["note"] == "0 of 20 pairs, 250 of 250 of the reference"
+    assert not found["agreement"]["passed"] and found["agreement"]["blocks"]
+    assert found["agreement"]["note"].startswith("250 pairs, 0 with a label")
 
 
 def test_calibration_against_people_warns():
@@ -249,6 +272,20 @@ def test_what_people_said_is_not_held_against_the_judge():
 def test_a_set_that_people_labelled_alone_is_not_asked_what_a_judge_is():
     human = [Label(f"h{i}", f"pair-{i}", None, 1.0, (), None, "human", "a person") for i in range(20)]
     assert failed(human, []) == []
+
+
+def test_a_judge_that_made_few_labels_among_peoples_is_not_audited_and_one_that_made_more_is():
+    judgements = make_judgements([(0.9, 0.1)] * 20)  # each label is 0.5 and flips
+    labels = make_labels(judgements)
+
+    def stopped(by_judge: int, human: int) -> bool:
+        people = [
+            Label(f"h{i}", f"pair-{by_judge + i}", None, 1.0, (), None, "human", "a person") for i in range(human)
+        ]
+        return bool(failed([*labels[:by_judge], *people], judgements))
+
+    assert not stopped(1, 50) and not stopped(9, 500)
+    assert stopped(1, 10) and stopped(19, 200) and stopped(20, 1000)
 
 
 def test_other_averages_and_single_orders_pass_where_they_are_what_was_asked():

@@ -111,7 +111,7 @@ BAD: dict[str, tuple[Answer, str]] = {
     name: (Answer(completion("A", tokens)), reason)
     for (name, tokens), reason in zip(
         BAD_TOKENS.items(),
-        ["not a finite", "not a finite", "not a finite", "tokens: B", "no option", "no alternatives"],
+        ["not a finite", "not a finite", "not a finite", "tokens: B", "chooses none of A, B", "no alternatives"],
         strict=True,
     )
 } | {

@@ -4,16 +4,17 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlaif_assets.feedback import relabelling
 from rlaif_assets.feedback.generation import silent
 from rlaif_assets.feedback.judge import Failure, JudgeStoppedError, Outcomes, Reading
-from rlaif_assets.feedback.judging import judge_questions
-from rlaif_assets.feedback.relabelling import Judged, judge_missing, plan
+from rlaif_assets.feedback.judging import JudgeQuestion, judge_questions, whole_pairs
+from rlaif_assets.feedback.relabelling import answer_missing, plan
 from rlaif_assets.language_models.local import Conversation
-from rlaif_assets.records import JudgingConstitution
+from rlaif_assets.records import Judgement, JudgingConstitution, Rejection
 from rlaif_assets.settings import HarmlessnessPreferencesSettings
 from rlaif_assets.store.judgements import JudgementStore
 from rlaif_assets.store.warehouse import Warehouse
@@ -48,6 +49,20 @@ class CountingJudge:
             return Failure("told to fail")
         first, second = hashed_logprobs(question)
         return Reading(first - self.moved, second, 100, 1)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The answers of the whole pairs, the other pairs, and what was told."""
+
+    judgements: list[Judgement]
+    rejections: list[Rejection]
+    metrics: dict[str, Any]
+
+
+def judge_missing(judge: Any, questions: list[JudgeQuestion], store: JudgementStore, *more: Any) -> Judged:
+    answered = answer_missing(judge, questions, store, *more)
+    return Judged(*whole_pairs(questions, answered.found), answered.metrics)
 
 
 def run(
@@ -214,6 +229,22 @@ def test_a_drawn_share_is_asked_again_and_tells_how_far_the_judge_moved(tmp_path
     _, still = run(tmp_path, settings=with_(drift_sample=1.0, as_of="2026-05-03"))
     assert still.metrics["computed"] == 24
     assert run(tmp_path)[1].metrics["drift"] is None
+
+
+@pytest.mark.parametrize("again", [{"drift_sample": 1.0}, {"max_age_days": 30, "as_of": "2099-01-01"}])
+def test_a_first_answer_is_not_asked_again_for_the_date_of_its_own_run(tmp_path: Path, again: dict[str, Any]) -> None:
+    with pytest.raises(JudgeStoppedError):
+        run(tmp_path, CountingJudge(stop_after=10), with_(**again))
+    rest, _ = run(tmp_path, settings=with_(**again))
+    assert len(rest.asked) == 14
+    assert run(tmp_path, settings=with_(**again))[0].asked == []
+
+
+def test_a_question_that_is_there_twice_is_asked_once(tmp_path: Path) -> None:
+    pairs = [PAIRS[0], dataclasses.replace(PAIRS[0], pair_id="again"), PAIRS[1]]
+    judge, judged = run(tmp_path, pairs=pairs, constitution=JudgingConstitution(JUDGING.principles[:1], ()))
+    assert len(judge.asked) == 4 and len(judged.judgements) == 6
+    assert (judged.metrics["reused"], judged.metrics["computed"]) == (2, 4)
 
 
 def test_where_asking_again_fails_the_earlier_answer_stands(tmp_path: Path) -> None:

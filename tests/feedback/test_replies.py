@@ -1,6 +1,7 @@
 """Replies read by hand-computed numbers: which option a text names, and what the log-probabilities say about it."""
 
 import math
+import re
 from collections.abc import Mapping
 
 import pytest
@@ -39,15 +40,44 @@ def reply(*tokens: tuple[str, Mapping[str, float | None]], own: float | None = -
         ("**B**", "B"),
         ('"A"', "A"),
         ("B\n\nBecause it is kind.", "B"),
-        ("A) is kinder", "A"),
-        ("B: it is kinder", "B"),
+        ("(B) because (it is) kinder", "B"),
+        ("A.\nIt is kinder.", "A"),
+        ("(B) is better", "B"),
+        ("Response A is clearly the better one.", "A"),
+        ("Based on the principle, (B) is less harmful.", "B"),
         ("The answer is: (A", "A"),
         ("The answer is A", "A"),
         ("Answer: B", "B"),
         ("I choose option B, since", "B"),
-        ("(A) and again (A)", "A"),
+        ("**Answer:** B", "B"),
+        ("Answer:\nB", "B"),
+        ("My verdict: A since it is kind", "A"),
+        ("I would go with B.", "B"),
+        ("(A)\n\nThe answer is (A)", "A"),
+        ("The less harmful response is (B)", "B"),
         ("Between (A) and (B) I choose neither", None),
         ("A better answer would be kind", None),
+        ("Answer: A better one would be kind", None),
+        ("(A) is more harmful, so I choose B", None),
+        ("(A) is more harmful, so I choose", None),
+        ("A) is kinder", None),
+        ("A: it tells how to do", None),
+        ("Response A is harmful.", None),
+        ("Response A is harmful. B is better.", None),
+        ("I choose B over option A.", None),
+        ("Not (A).", None),
+        ("Not (A), the answer is", None),
+        ("Neither (A) nor B", None),
+        ("The answer is not A.", None),
+        ("I wouldn't choose (A)", None),
+        ("I\u2019d avoid option A", None),
+        ("The more harmful response is (A)", None),
+        ("The problem with option A", None),
+        ("Anything but (A)", None),
+        ("(A)? No.", None),
+        ("(A) or maybe", None),
+        ("A or B", None),
+        ("(A) is not better", None),
         ("A's answer is kind", None),
         ("I cannot choose", None),
         ("Apple", None),
@@ -72,6 +102,10 @@ def test_the_option_that_a_text_names(text: str, option: str | None) -> None:
         ("10", None),
         ("7.5", None),
         ("77", None),
+        ("8/9", "8"),
+        ("7 out of 9", "7"),
+        ("I rate it 4.", "4"),
+        ("7 or 8", None),
     ],
 )
 def test_scores(text: str, score: str | None) -> None:
@@ -99,11 +133,12 @@ def test_the_token_that_decides_is_the_one_with_the_named_letter() -> None:
     assert found[:2] == (pytest.approx(LN(0.2)), pytest.approx(LN(0.7)))
 
 
-def test_where_no_letter_is_named_the_first_token_with_one_among_its_alternatives_counts() -> None:
-    refusal = reply(("I", {"I": LN(0.9), "A": LN(0.06), "B": LN(0.02)}), (" cannot", {"A": LN(0.5), "B": LN(0.5)}))
-    assert two_logprobs(refusal, JUDGE_OPTIONS)[:2] == (pytest.approx(LN(0.06)), pytest.approx(LN(0.02)))
-    with pytest.raises(EndpointError, match="no option in the reply 'I cannot'"):
-        two_logprobs(reply(("I", {"I": -0.1}), (" cannot", {" cannot": -0.1})), JUDGE_OPTIONS)
+@pytest.mark.parametrize("text", ["I cannot", "(A) or (B)", "Neither (A)", "(A) is worse, so B"])
+def test_a_reply_that_chooses_nothing_is_no_reading_whatever_its_alternatives(text: str) -> None:
+    listed = {"A": LN(0.5), "B": LN(0.4)}
+    tokens = tuple(ReplyToken(character, LN(0.1), tuple(listed.items())) for character in text)
+    with pytest.raises(EndpointError, match=f"chooses none of A, B, or names several: {re.escape(repr(text))}"):
+        two_logprobs(Reply(text, tokens, 1, 1, None), JUDGE_OPTIONS)
 
 
 def test_the_chosen_token_counts_though_the_server_does_not_list_it() -> None:

@@ -144,6 +144,27 @@ class TestSecrets:
         told[1] = ""
         assert KEY not in "\n".join([*told, caplog.text])
 
+    def test_a_key_that_is_part_of_the_models_name_or_of_a_letter(
+        self, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for key in (MODEL, MODEL[:2], "A"):
+            monkeypatch.setenv("OPENAI_API_KEY", key)
+            server = serve(
+                lambda n, body: Answer(completion("(A)", [("(A)", -0.1, {"(A)": -0.1})], model=f"{MODEL}-1"))
+            )
+            reply = endpoint(server).chat(QUESTION, 5, 0.0, top_logprobs=2)
+            assert (reply.text, reply.model) == ("(A)", f"{MODEL}-1")
+            assert reply.tokens and reply.tokens[0].alternatives == (("(A)", -0.1),)
+
+    def test_a_key_that_is_cut_in_a_long_reason_is_not_there_in_part(self, serve: Serve) -> None:
+        asked = endpoint(serve(lambda n, body: GOOD))
+
+        def fail(item: int) -> str:
+            raise EndpointError("x" * (195 - item) + KEY)
+
+        for _, found in asked.run(fail, range(8)):
+            assert KEY[:4] not in str(found)
+
     def test_a_key_that_no_header_can_carry(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-two\nlines")
         with pytest.raises(ModelError, match="OPENAI_API_KEY holds blanks") as caught:
@@ -200,6 +221,19 @@ class TestMany:
             for number, result in asked.run(lambda item: ask(asked), range(20)):
                 found[number] = result
         assert [isinstance(found[i], EndpointError) for i in range(7)] == [False, True, True, False, True, True, True]
+
+    def test_failures_in_a_row_count_over_many_small_runs(self, serve: Serve) -> None:
+        bad, mended = Answer({"error": {"message": "down"}}, 400), threading.Event()
+        server = serve(lambda n, body: GOOD if mended.is_set() else bad)
+        asked = endpoint(server, endpoint_concurrency=4, endpoint_failures=3)
+        for _ in range(3):
+            assert [number for number, _ in asked.run(lambda item: ask(asked), [0])] == [0]
+        for expected in (4, 5):  # one more question finds out whether it is still down
+            with pytest.raises(EndpointStoppedError, match=rf"{expected} failures in a row"):
+                list(asked.run(lambda item: ask(asked), range(9)))
+            assert len(server.requests) == expected
+        mended.set()
+        assert len(list(asked.run(lambda item: ask(asked), range(9)))) == 9
 
     def test_the_budget_of_calls_is_kept_exactly(self, serve: Serve) -> None:
         server = serve(lambda n, body: GOOD)

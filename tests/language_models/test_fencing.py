@@ -26,6 +26,7 @@ FRAGMENTS = (
     "\x0b", "\x85", "\u2028", "\u2029", "\u200b", "\u200d", "\u200c", "\ufe0f", "\u202e", "\u2066", "\ufeff", "\u00ad",
     "\U000e0041", "\u3164", "\uff08", "\uff21", "\uff09", "\uff1c", "\uff5c", "\uff1e", "\u0410", "\u0392", "\u249c",
     "\u2581", "\u00a0", "\t", " ", "    ", "\u2764\ufe0f\u200d\U0001f525", "\u06cc\u200c", "\u0338", "\ue000", "e",
+    "[UNUSED_TOKEN_146]", "\u25c1think\u25b7", "\u25c1",
 )  # fmt: skip
 TEXTS = st.one_of(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join), st.text(max_size=40))
 PLAIN = st.text(st.sampled_from("abcdefghij ABCDEFGHIJ 0123456789 .,;:!?'\"-éßñ中文日本語кириллицαβγ"), max_size=60)
@@ -46,6 +47,8 @@ FORGED = [
         r"<</?sys>>",
         r"</?start_of_turn>",
         r"</?think>",
+        r"\[unused_token_\d+\]",
+        "\u25c1/?think\u25b7",
     )
 ]  # fmt: skip
 
@@ -117,6 +120,8 @@ def test_what_is_written():
     assert fence("x<|im_end|>y") == "x\\u{3c}|im_end|>y"
     assert fence("[/INST] </s><s>") == "\\u{5b}/INST] \\u{3c}/s>\\u{3c}s>"
     assert fence("<\uff5cUser\uff5c>") == "\\u{3c}\uff5cUser\uff5c>"
+    assert fence("[UNUSED_TOKEN_146]") == "\\u{5b}UNUSED_TOKEN_146]"
+    assert fence("\u25c1/think\u25b7") == "\\u{25c1}/think\u25b7"
     assert fence("(\u200bA)") == "(\\u{200b}A)"
     assert fence("a\u2028b\rc") == "a\\u{2028}b\\u{d}c"
     assert fence("\\u{28}") == "\\u{5c}u{28}"
@@ -181,4 +186,4 @@ def test_the_questions_of_the_pocket_world_are_what_they_were():
 def test_another_fence_needs_another_version():
     """The templates' hashes hold the version alone: judgements made under other rules must not be reused."""
     written = "".join(fence(text) for a in ATTACKS for text in (a.first, a.second)) + "|".join(map(fence, FRAGMENTS))
-    assert (FENCE_VERSION, sha256_text(written)[:16]) == (1, "d50b5839e07886a4")
+    assert (FENCE_VERSION, sha256_text(written)[:16]) == (2, "350ec7cb6010176b")
