@@ -70,7 +70,8 @@ def test_what_is_recorded_of_an_endpoint_and_what_is_reused(
     told = metadata(result)["harmlessness_preferences"]
     calls = told["metrics/endpoint/calls"]  # the audits ask too; the first request was the test of feedback_model
     assert calls == len(server.requests) - 1 > len(found) and told["metrics/endpoint/bounded"] == 0
-    assert told["tokens"] == 12 * len(found) and told["metrics/endpoint/tokens"] == 12 * calls
+    assert told["tokens"] == told["metrics/endpoint/tokens"] == 12 * calls
+    assert told["metrics/judging/tokens"] == 12 * len(found)
 
     asked = len(server.requests)
     faster = ("compute.endpoint_concurrency=2", "compute.endpoint_timeout=5", "compute.endpoint_max_calls=100000")
