@@ -31,14 +31,34 @@ app = typer.Typer(
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+
+def _named(value: str | Path | None) -> str | Path | None:
+    """An empty variable in a script is a mistake, not the current folder or the default."""
+    if value == "":
+        raise typer.BadParameter("it is empty")
+    return value
+
+
+def _folder(value: str) -> Path:
+    return Path(str(_named(value)))
+
+
 Home = Annotated[
     Path | None,
-    typer.Option("--home", metavar="DIR", help="Where everything is kept; default DAGSTER_HOME, else dagster_home."),
+    typer.Option(
+        "--home",
+        metavar="DIR",
+        parser=_folder,
+        help="Where everything is kept; default DAGSTER_HOME, else dagster_home.",
+    ),
 ]
 ProfileName = Annotated[
     str | None,
     typer.Option(
-        "--profile", metavar="P", help="A packaged profile or a YAML file; default RLAIF_PROFILE, else pocket."
+        "--profile",
+        callback=_named,
+        metavar="P",
+        help="A packaged profile or a YAML file; default RLAIF_PROFILE, else pocket.",
     ),
 ]
 Overrides = Annotated[
@@ -126,7 +146,8 @@ def relabel(
 @app.command()
 def report(
     homes: Annotated[
-        list[Path] | None, typer.Argument(metavar="[HOME]...", help="Homes; several give mean and spread.")
+        list[Path] | None,
+        typer.Argument(metavar="HOME...", parser=_folder, help="Homes; several give mean and spread."),
     ] = None,
     split: Annotated[Literal["dev", "test"], typer.Option(help="The held-out prompts to read the rates on.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -140,17 +161,19 @@ def report(
         from rlaif_assets.store.warehouse import Warehouse
 
         named = [*(homes or []), *([home] if home else [])] or [None]
-        folders = list(dict.fromkeys(home_folder(folder) for folder in named))  # one that is named twice counts once
+        folders = list({found.resolve(): found for found in map(home_folder, named)}.values())  # each counts once
         reports = [build_report(Warehouse(folder), split) for folder in folders]
         if len(reports) == 1:
             whole, table = reports[0], report_table(reports[0])
         else:
             whole = combine_reports(reports, [str(folder) for folder in folders])
-            table = report_table({"split": split, **whole["mean"]}, whole["spread"])
+            table = report_table({"split": split, **whole["mean"], "mixed": whole["mixed"]}, whole["spread"])
         if as_json:
             print(json.dumps(whole, indent=2))
         else:
             out.print(table)
+            for line in whole.get("left_out", ()):
+                _line(line)
 
 
 @app.command()
@@ -223,9 +246,10 @@ def ui(
     with plain_errors(debug):
         from rlaif_assets.instance import home_folder, prepare_home
         from rlaif_assets.settings import apply_overrides, load_profile
-        from rlaif_assets.ui import serve, use_settings
+        from rlaif_assets.ui import check_addresses, serve, use_settings
 
         settings = apply_overrides(load_profile(profile), overrides or [])
+        check_addresses(settings.tracking.ui_url, port)  # before the running UI's settings are replaced
         folder = prepare_home(home_folder(home))
         use_settings(folder, settings)
         with dagster_instance() as instance:
@@ -259,10 +283,14 @@ def main() -> None:
 
 @contextmanager
 def dagster_instance() -> "Iterator[Any]":
-    """The Dagster instance of DAGSTER_HOME."""
+    """The Dagster instance of DAGSTER_HOME. Opened under a lock: two processes that make its databases break them."""
     import dagster as dg
+    from filelock import FileLock
 
-    with dg.DagsterInstance.get() as instance:
+    with FileLock(Path(os.environ["DAGSTER_HOME"]) / "dagster.lock"):
+        opened = dg.DagsterInstance.get()
+        _ = (opened.run_storage, opened.event_log_storage, opened.schedule_storage)  # made when they are asked for
+    with opened as instance:
         yield instance
 
 

@@ -32,6 +32,9 @@ QUIET = {
 }
 
 
+UNUSABLE = "?*[]\\"  # in a path: wildcards to Dagster, the end of it to SQLite's addresses
+
+
 class HomeError(OSError):
     """The home cannot be made or used."""
 
@@ -71,6 +74,11 @@ def prepare_home(home: Path, profile: str | None = None) -> Path:
     They also load the definitions with `profile` as the default. Telemetry of Dagster, MLflow and Hugging Face is
     switched off. Raises HomeError.
     """
+    odd = next((character for character in UNUSABLE if character in str(home)), None)
+    if odd is not None:
+        raise HomeError(
+            f"the home {home} cannot be used: no database opens a path with {odd!r}; name another with --home"
+        )
     try:
         home.mkdir(parents=True, exist_ok=True)
         settings = home / "dagster.yaml"

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from rlaif_assets.settings import Profile
+from rlaif_assets.store.tracking import home_uri, make_database
 
 HOST = "127.0.0.1"
 DAGSTER_PORT = 3000
@@ -35,14 +36,9 @@ def serve(
     `tracking_uri` None is the home's own database. MLflow's UI is started here only where `mlflow_url` names this
     machine; it then listens on loopback alone, as Dagster's does. DAGSTER_HOME must name the home already.
     """
-    host, mlflow_port = parse_url(mlflow_url)
-    here = host in (HOST, "localhost")
-    check_port(port, "Dagster's UI", "--port")
+    mlflow_port, here = check_addresses(mlflow_url, port)
     commands = [dagster_command(port)]
     if here:
-        if mlflow_port == port:
-            raise UiError(f"port {port} is wanted for both UIs; choose another with --port or {MLFLOW_OPTION}")
-        check_port(mlflow_port, "MLflow's UI", MLFLOW_OPTION)
         commands.append(mlflow_command(home, tracking_uri, mlflow_port))
     previous = signal.signal(signal.SIGTERM, _interrupt)
     children: list[subprocess.Popen[bytes]] = []
@@ -53,7 +49,8 @@ def serve(
             if name == "Dagster" or here:
                 _wait(address_port, children, name)
         show(f"Dagster  http://{HOST}:{port}")
-        show(f"MLflow   {mlflow_url}")
+        where = "" if here else f" (not started here: tracking.ui_url names neither {HOST} nor localhost)"
+        show(f"MLflow   {mlflow_url}{where}")
         show("Ctrl-C stops both.")
         while all(child.poll() is None for child in children):
             time.sleep(0.5)
@@ -61,6 +58,18 @@ def serve(
     finally:
         stop(children)
         signal.signal(signal.SIGTERM, previous)
+
+
+def check_addresses(mlflow_url: str, port: int) -> tuple[int, bool]:
+    """MLflow's port, and whether its UI is to be started here; raises UiError where an address cannot be used."""
+    host, mlflow_port = parse_url(mlflow_url)
+    here = host in (HOST, "localhost")
+    check_port(port, "Dagster's UI", "--port")
+    if here:
+        if mlflow_port == port:
+            raise UiError(f"port {port} is wanted for both UIs; choose another with --port or {MLFLOW_OPTION}")
+        check_port(mlflow_port, "MLflow's UI", MLFLOW_OPTION)
+    return mlflow_port, here
 
 
 def parse_url(url: str) -> tuple[str, int]:
@@ -95,7 +104,9 @@ def dagster_command(port: int) -> list[str]:
 
 
 def mlflow_command(home: Path, tracking_uri: str | None, port: int) -> list[str]:
-    uri = tracking_uri or f"sqlite:///{home / 'mlflow.db'}"
+    uri = tracking_uri or home_uri(home)
+    if uri == home_uri(home):
+        make_database(home)
     return [
         *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"),
         *("--host", HOST, "--port", str(port)),

@@ -1,7 +1,10 @@
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import warnings
+from contextlib import closing
 from pathlib import Path
 
 import dagster as dg
@@ -56,6 +59,8 @@ def test_help_names_every_verb_without_loading_anything_heavy():
         (["--select", "++reward_model"], "write +reward_model for all above it"),
         (["--set", "zzz.updates=3"], "unknown stage 'zzz': there are audits, base_model"),
         (["--seed", "-1"], "Invalid value for '--seed'"),
+        (["--home", ""], "Invalid value for '--home'"),
+        (["--profile", ""], "Invalid value for '--profile'"),
         (
             ["--select", "base_model", "--force", "base_model,ppo_policy"],
             "would make ppo_policy again",
@@ -68,6 +73,24 @@ def test_a_wrong_name_is_refused_with_the_nearest(words: list[str], nearest: str
     assert nearest in result.output
     assert "Traceback" not in result.output
     assert not (home / "warehouse.duckdb").exists()
+
+
+@pytest.mark.parametrize("selection", ['group:"sources"', 'kind:"yaml"', "roots(*)"])
+def test_no_selection_warns_of_dagsters_stages(selection: str):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert selected_assets(rlaif_all(), selection)
+    assert [str(one.message) for one in told if issubclass(one.category, dg.BetaWarning)] == []
+
+
+def test_runs_that_begin_at_once_in_a_new_home_leave_it_usable(tmp_path: Path):
+    words = ("run", "--select", "critique_constitution", "--home", str(tmp_path / "new"))
+    processes = [start_command(*words) for _ in range(3)]
+    told = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], told
+    assert rlaif("doctor", "--home", str(tmp_path / "new")).exit_code == 0
+    with closing(sqlite3.connect(tmp_path / "new" / "schedules" / "schedules.db")) as database:
+        assert database.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
 
 
 def test_a_wrong_selection_makes_no_home(tmp_path: Path):
@@ -221,6 +244,13 @@ def test_a_home_that_cannot_be_made_is_a_clear_error(tmp_path: Path):
     assert "--home" in result.output
 
 
+@pytest.mark.parametrize("name", ["a?b", "a[b]", "a\\b", "*"])
+def test_a_path_that_no_database_opens_is_a_clear_error(name: str, tmp_path: Path):
+    result = rlaif("run", "--select", "critique_constitution", "--home", str(tmp_path / name))
+    assert result.exit_code == 1 and "cannot be used: no database opens a path with" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("words", [("doctor",), ("relabel",), ("relabel", "--dry-run")])
 def test_a_mistyped_home_is_not_made(words: tuple[str, ...], tmp_path: Path):
     result = rlaif(*words, "--home", str(tmp_path / "typo"))
@@ -232,6 +262,8 @@ def test_a_folder_that_is_no_home_stays_as_it_is(tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("")
     assert rlaif("doctor", "--home", str(tmp_path / "mine")).exit_code == 1
+    audited = rlaif("audit", "--pairs", "pocket", "--home", str(tmp_path / "mine"))
+    assert audited.exit_code == 1 and "mine is no home" in audited.output.replace("\n", "")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 

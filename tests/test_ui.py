@@ -70,6 +70,17 @@ def test_one_port_for_both_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.
     assert f"port {port} is wanted for both" in result.output
 
 
+def test_a_refused_ui_leaves_the_running_ones_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RLAIF_PROFILE", "pocket")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    with socket.socket() as taken:
+        taken.bind((ui.HOST, 0))
+        taken.listen()
+        words = ["ui", "--port", str(taken.getsockname()[1]), "--set", "red_team_prompts.limit=7"]
+        assert CliRunner().invoke(app, words).exit_code == 1
+    assert not (tmp_path / "home").exists()
+
+
 def test_live_runs_are_told_before_the_interfaces_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RLAIF_PROFILE", "pocket")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))

@@ -4,7 +4,7 @@ Reads the warehouse; computes no rate (see `rates`) and imports nothing heavy.
 """
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,21 +76,43 @@ def build_report(warehouse: Warehouse, split: Split) -> dict[str, Any]:
 def combine_reports(reports: Sequence[dict[str, Any]], homes: Sequence[str]) -> dict[str, Any]:
     """`mean` and `spread` (sample standard deviation; 0 for one home) in the shape of a report, and the `homes`' own.
 
-    A number that is None, or not there, in any home is left out.
+    A number that any home lacks is None in both; `left_out` tells which, a line per home. Win rates keep their `note`,
+    with how many of the homes have it. `mixed`: the assets that are in a home in several versions.
     """
     numbers = [_flat(report) for report in reports]
-    shared = [path for path in numbers[0] if all(path in other for other in numbers)]
-    means, spreads = {}, {}
-    for path in shared:
-        values = [other[path] for other in numbers]
-        _put(means, path, statistics.fmean(values))
-        _put(spreads, path, statistics.stdev(values) if len(values) > 1 else 0.0)
+    means: dict[str, Any] = {}
+    spreads: dict[str, Any] = {}
+    left_out: dict[str, list[str]] = {}
+    for path in dict.fromkeys(path for found in numbers for path in found):
+        values = [found.get(path) for found in numbers]
+        there = [value for value in values if value is not None]
+        whole = len(there) == len(values)
+        _put(means, path, statistics.fmean(there) if whole else None)
+        _put(spreads, path, (statistics.stdev(there) if len(there) > 1 else 0.0) if whole else None)
+        for home, value in zip(homes, values, strict=True):
+            if value is None and there:
+                left_out.setdefault(home, []).append(".".join(path))
+    for duel in means.get("win_rates", {}):
+        means["win_rates"][duel]["note"] = _notes([report["win_rates"].get(duel, {}).get("note") for report in reports])
     return {
         "split": reports[0]["split"],
         "mean": means,
         "spread": spreads,
+        "mixed": sorted({asset for report in reports for asset in report["mixed"]}),
+        "left_out": [
+            f"left out of the means, {home} has none of: {', '.join(names)}" for home, names in left_out.items()
+        ],
         "homes": dict(zip(homes, reports, strict=True)),
     }
+
+
+def _notes(notes: Sequence[str | None]) -> str | None:
+    """`self_judged`, or `self_judged (1 of 2 homes)`."""
+    counts = Counter(note for note in notes if note)
+    told = [
+        note if count == len(notes) else f"{note} ({count} of {len(notes)} homes)" for note, count in counts.items()
+    ]
+    return "; ".join(told) or None
 
 
 def report_table(report: dict[str, Any], spread: dict[str, Any] | None = None) -> RenderableType:
@@ -162,17 +184,19 @@ def _reward_model(record: SnapshotRecord | None) -> dict[str, Any]:
     return {source: {m: metrics.get(m) for m in REWARD_MEASURES} for source, metrics in sources.items()}
 
 
-def _flat(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], float]:
-    """The numbers of a report by their path. Counts, ids and intervals have no mean over homes."""
+def _flat(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], float | None]:
+    """The numbers of a report by their path, None where one is missing. Counts, ids and intervals have no mean."""
     if isinstance(value, dict):
-        left_out = {"seed", "snapshots", "intervals", "reasons", "duels"}
+        left_out = {"seed", "snapshots", "intervals", "interval", "low", "high", "reasons", "duels", "note", "mixed"}
         return {
             p: n for key, part in value.items() if key not in left_out for p, n in _flat(part, (*path, key)).items()
         }
+    if value is None:
+        return {path: None}
     return {path: float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else {}
 
 
-def _put(tree: dict[str, Any], path: Sequence[str], value: float) -> None:
+def _put(tree: dict[str, Any], path: Sequence[str], value: float | None) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value

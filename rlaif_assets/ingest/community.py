@@ -25,6 +25,7 @@ from rlaif_assets.ingest.files import (
     excerpt,
     open_source,
     read_rows,
+    require_rows,
     source_name,
     unpacked,
 )
@@ -61,6 +62,7 @@ def read_community(
         answers, rejected = _read_posts(settings)
     else:
         answers, rejected = _read_questions(settings)
+    require_rows(settings.path, len(answers), rejected)
     return answers, unequal_pairs(answers), rejected
 
 

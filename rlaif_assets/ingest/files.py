@@ -90,11 +90,16 @@ def damaged_gzip(path: str, line: int) -> IngestError:
     return IngestError(f"{where}; download or compress it again")
 
 
-def require_usable(path: str, splits: Collection[Split], rejected: Sequence[Rejection]) -> None:
-    """Raises IngestError for a source without a kept row, or without one in train. `splits`: of the kept rows."""
-    if not splits:
+def require_rows(path: str, kept: int, rejected: Sequence[Rejection]) -> None:
+    """Raises IngestError for a source without a kept row."""
+    if not kept:
         first = f" (first {rejected[0].where}: {rejected[0].reason})" if rejected else ""
         raise IngestError(f"{path}: no usable row: {len(rejected)} read, {len(rejected)} rejected{first}")
+
+
+def require_usable(path: str, splits: Collection[Split], rejected: Sequence[Rejection]) -> None:
+    """Raises IngestError for a source without a kept row, or without one in train. `splits`: of the kept rows."""
+    require_rows(path, len(splits), rejected)
     if "train" not in splits:
         drawn = f"{len(splits)} kept, all drawn for dev and test"
         raise IngestError(f"{path}: no row in train: {drawn}; give more rows or a smaller heldout_share")

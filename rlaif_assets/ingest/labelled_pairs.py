@@ -14,7 +14,7 @@ from typing import Any
 from rlaif_assets.ingest.comparisons import ANNOTATOR, comparison_of
 from rlaif_assets.ingest.conversations import checked, conversation, fit, is_transcript, normalise, user_message
 from rlaif_assets.ingest.errors import IngestError, RowError
-from rlaif_assets.ingest.files import SourceRow, check_limit, read_rows, read_text, rejection, source_name
+from rlaif_assets.ingest.files import SourceRow, check_limit, read_rows, read_text, rejection, require_rows, source_name
 from rlaif_assets.records import Comparison, Rejection
 from rlaif_assets.settings import HelpfulnessPreferencesSettings
 from rlaif_assets.store.fingerprint import row_id
@@ -43,9 +43,7 @@ def read_labelled_pairs(path: str, limit: int | None = None) -> tuple[list[Compa
             kept[found.comparison_id] = found
         except RowError as problem:
             rejected.append(rejection(row, problem, "input", "chosen", "prompt"))
-    if not kept:
-        first = f" (first {rejected[0].where}: {rejected[0].reason})" if rejected else ""
-        raise IngestError(f"{path}: no usable row: {len(rejected)} read, {len(rejected)} rejected{first}")
+    require_rows(path, len(kept), rejected)
     return list(kept.values()), rejected
 
 

@@ -25,6 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 LIMIT_PARAM, LIMIT_TAG, LIMIT_DIGEST, BATCH_PARAMS, BATCH_METRICS = 6000, 5000, 36, 100, 1000
 SNAPSHOT_TAG = "rlaif.snapshot_id"
+DATABASE = "mlflow.db"
 
 
 def _told(method: "Callable[Concatenate[Tracker, P], T]") -> "Callable[Concatenate[Tracker, P], T]":
@@ -46,6 +47,28 @@ def _told(method: "Callable[Concatenate[Tracker, P], T]") -> "Callable[Concatena
     return call
 
 
+def home_uri(home: Path) -> str:
+    return f"sqlite:///{home / DATABASE}"
+
+
+def make_database(home: Path) -> None:
+    """Makes the home's database where it has none, aside and under a lock: MLflow makes its tables in many steps, and
+    a kill, or a second process, between them would leave one that nothing can open."""
+    if (home / DATABASE).exists():
+        return
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    with FileLock(home / "mlflow.lock"):
+        if (home / DATABASE).exists():
+            return
+        for left in home.glob(f"{DATABASE}.*.new"):
+            left.unlink()
+        temporary = home / f"{DATABASE}.{os.getpid()}.new"
+        MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments(max_results=1)
+        temporary.rename(home / DATABASE)
+
+
 class Tracker:
     """One experiment on one MLflow server or SQLite file. Every method raises TrackingError alone.
 
@@ -54,7 +77,7 @@ class Tracker:
 
     def __init__(self, uri: str | None, home: Path, experiment: str, ui_url: str) -> None:
         self.home = home.absolute()
-        self.uri = uri or f"sqlite:///{self.home / 'mlflow.db'}"
+        self.uri = uri or home_uri(self.home)
         self.experiment = experiment
         self.ui_url = ui_url.rstrip("/")
 
@@ -69,6 +92,8 @@ class Tracker:
         from mlflow import MlflowClient
 
         self.home.mkdir(parents=True, exist_ok=True)
+        if self.uri == home_uri(self.home):
+            make_database(self.home)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     @cached_property

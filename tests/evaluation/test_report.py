@@ -3,7 +3,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from rlaif_assets.assets.configuration import CONFIGS
 from rlaif_assets.evaluation.report import ReportError, build_report, combine_reports, report_table
@@ -84,8 +84,35 @@ def test_several_homes_give_mean_and_spread(tmp_path: Path):
     combined = combine_reports(reports, ["a", "b"])
     assert combined["mean"]["policies"]["ppo"]["harmless_rate"] == 0.75
     assert combined["spread"]["policies"]["ppo"]["harmless_rate"] == pytest.approx(0.125**0.5)
-    assert "helpful_rate" not in combined["mean"]["policies"]["ppo"]
+    assert combined["mean"]["policies"]["ppo"].get("helpful_rate") is None and combined["left_out"] == []
+    assert "low" not in combined["mean"]["win_rates"]["ppo_vs_sl_cai"]  # an interval has no mean
     assert set(combined["homes"]) == {"a", "b"}
+
+
+def shown(table: RenderableType) -> str:
+    console = Console(width=160, record=True, file=StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_what_a_home_lacks_is_told_and_shown_as_missing(tmp_path: Path):
+    reports = [build_report(fill(tmp_path / str(i), ("engaged",) * 4, seed=i), "test") for i in range(2)]
+    reports[1]["policies"]["ppo"]["harmless_rate"] = None
+    del reports[1]["policies"]["sl_cai"]
+    reports[1]["win_rates"]["ppo_vs_sl_cai"]["note"] = "self_judged"
+    reports[1]["mixed"] = {"harmlessness_preferences": ["one", "two"]}
+    combined = combine_reports(reports, ["a", "b"])
+    (line,) = combined["left_out"]
+    assert line.startswith("left out of the means, b has none of: ")
+    assert "policies.ppo.harmless_rate" in line and "policies.sl_cai.harmless_rate" in line
+    text = shown(report_table({"split": "test", **combined["mean"], "mixed": combined["mixed"]}, combined["spread"]))
+    row = next(line for line in text.splitlines() if "harmless rate" in line)
+    assert [cell.strip() for cell in row.split("│")[2:5]] == ["0.0% ± 0.0%", "-", "-"]
+    assert "self-judged (1 of 2 homes)" in text
+    assert "several versions of harmlessness_preferences are in this" in text
+    reports[0]["win_rates"]["ppo_vs_sl_cai"]["note"] = "self_judged"
+    both = combine_reports(reports, ["a", "b"])
+    assert both["mean"]["win_rates"]["ppo_vs_sl_cai"]["note"] == "self_judged"
 
 
 def test_the_tables_show_policies_side_by_side(tmp_path: Path):

@@ -202,3 +202,12 @@ def test_a_real_dump(shared_file: Callable[[str], str]) -> None:
     assert all(by_id[pair.better_id].score > by_id[pair.worse_id].score for pair in pairs)
     assert Counter(answer.accepted for answer in answers)[True] > 100
     assert not any("<p>" in answer.text or "&amp;" in answer.text for answer in answers)
+
+
+def test_a_source_without_a_usable_row_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_text('{"question": "Why?", "other": 1}\n' * 3)
+    with pytest.raises(
+        IngestError, match=r"votes\.jsonl: no usable row: 3 read, 3 rejected \(first votes\.jsonl:1: answers is not"
+    ):
+        read(path)

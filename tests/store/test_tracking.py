@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
@@ -114,3 +117,31 @@ def test_failures_are_tracking_errors(tracker: Tracker, tmp_path: Path, monkeypa
     with pytest.raises(TrackingError, match=r"MLflow at http://\*\*\*@127\.0\.0\.1:9, start_run") as caught:
         away.start_run("x")
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+MAKE = "import sys, pathlib; from rlaif_assets.store.tracking import Tracker;"
+MAKE += "print(Tracker(None, pathlib.Path(sys.argv[1]), 'rlaif', '').start_run('one'))"
+
+
+def making(home: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", MAKE, str(home)], stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_that_begin_at_once_share_one_database(tmp_path: Path) -> None:
+    processes = [making(tmp_path) for _ in range(3)]
+    ids = [process.communicate()[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    client = Tracker(None, tmp_path, "rlaif", "").client
+    assert [client.get_run(run_id).info.run_name for run_id in ids] == ["one"] * 3
+
+
+def test_a_process_that_dies_while_it_makes_the_database_harms_no_other(tmp_path: Path) -> None:
+    process = making(tmp_path)
+    while process.poll() is None and not list(tmp_path.glob("mlflow.db.*.new")):
+        pass
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "mlflow.db").exists()
+    tracker = Tracker(None, tmp_path, "rlaif", "")
+    assert tracker.client.get_run(tracker.start_run("one")).info.run_name == "one"
+    assert not list(tmp_path.glob("*.new"))
