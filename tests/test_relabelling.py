@@ -241,6 +241,18 @@ def test_the_first_labels_have_no_changes_and_later_ones_are_shown(mine: Home) -
     assert again["reused"] and again["largest_flips"] == found["largest_flips"]
 
 
+def test_changes_are_told_from_the_last_set_that_was_compared(mine: Home) -> None:
+    """A set that failed its audits has no table: what it changed is told with the next one."""
+    first = snapshot(mine).snapshot_id
+    stopped = mine.run(STEP_3, f"{LABELS}.few_shot=1", "audits.enforce=true", "audits.min_pairs=25")
+    assert not stopped.success and snapshot(mine).snapshot_id != first
+    assert snapshot(mine, "label_changes").inputs[LABELS] == first
+    label(mine, f"{LABELS}.few_shot=2")
+    told = snapshot(mine, "label_changes")
+    assert told.metrics["compared_with"] == first and told.metrics["mean_change"] > 0
+    assert metadata(label(mine, f"{LABELS}.few_shot=2"))["label_changes"]["reused"]
+
+
 def test_a_judge_that_stops_fails_the_asset_and_the_next_run_goes_on(
     mine: Home, asked: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:

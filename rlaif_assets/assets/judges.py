@@ -15,13 +15,15 @@ def judge_of(stage: Stage) -> "Judge":
 
     An endpoint is asked as it was recorded; its key, limits and budgets are those of `compute`.
     """
-    from rlaif_assets.feedback.opening import endpoint_judge, local_judge
+    from rlaif_assets.feedback.opening import endpoint_judge, local_judge, prove
 
     judging, row = judging_settings_of(stage), stage.external("feedback_model")
     if row["verdicts"] is None:
         return local_judge(stage.model("feedback_model"), judging)
     asked = FeedbackModelSettings(**stage.inputs["feedback_model"].settings)
-    return endpoint_judge(row, asked, judging, stage.compute.endpoint)
+    judge = endpoint_judge(row, asked, judging, stage.compute.endpoint)
+    prove(judge, stage.judgements)
+    return judge
 
 
 def judging_settings_of(stage: Stage) -> HarmlessnessPreferencesSettings:

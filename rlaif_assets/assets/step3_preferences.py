@@ -134,7 +134,7 @@ def with_as_of(config: HarmlessnessPreferencesConfig) -> HarmlessnessPreferences
     group_name=GROUP,
     owners=["team:alignment"],
     kinds={"duckdb"},
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("label_changes", LabelChange),
 )
 def label_changes(
@@ -144,9 +144,12 @@ def label_changes(
     compute: Compute,
     tracking: Tracking,
 ) -> dg.MaterializeResult:
-    """How the labels differ from the previous ones of this home: flips, mean change, and the largest flips to read."""
+    """How the labels differ from the ones that were compared last: flips, mean change, and the largest flips to read.
+
+    A set that failed its audits has no such table, so the next one is compared with the last that had one.
+    """
     stage = Stage(context, config, storage, compute, tracking)
-    previous = stage.warehouse.previous("harmlessness_preferences")
+    previous = compared_with(stage)
 
     def work() -> Product:
         from rlaif_assets.feedback.changes import change_metrics, compare
@@ -157,15 +160,27 @@ def label_changes(
         old, new = labelled(stage, previous), labelled(stage, stage.inputs["harmlessness_preferences"])
         pairs, prompts = stage.rows(Pair, "response_pairs", "pairs"), stage.prompts("red_team_prompts")
         changes, flips = compare(old, new, pairs, prompts_by_id(prompts), config.largest_flips)
-        return Product({"label_changes": changes, "label_flips": flips}, metrics=change_metrics(changes, old, new))
+        metrics = {**change_metrics(changes, old, new), "compared_with": previous and previous.snapshot_id}
+        return Product({"label_changes": changes, "label_flips": flips}, metrics=metrics)
 
     def shown(record: "SnapshotRecord") -> dict[str, str]:
         from rlaif_assets.feedback.changes import flips_markdown
 
         return {"largest_flips": flips_markdown(stage.warehouse.rows("label_flips", record.snapshot_id))}
 
-    compared_with = previous.snapshot_id if previous else None
-    return stage.record(work, lambda: {**config.model_dump(), "previous": compared_with}, shown=shown)
+    identity = {**config.model_dump(), "previous": previous and previous.snapshot_id}
+    return stage.record(work, lambda: identity, shown=shown)
+
+
+def compared_with(stage: Stage) -> "SnapshotRecord | None":
+    """The preference set that the current one is to be compared with."""
+    last = stage.warehouse.current("label_changes")
+    if last is None:
+        return stage.warehouse.previous("harmlessness_preferences")
+    of_last = last.inputs["harmlessness_preferences"]
+    same = of_last == stage.inputs["harmlessness_preferences"].snapshot_id
+    found = last.metrics.get("compared_with") if same else of_last
+    return stage.warehouse.get(found) if found else None
 
 
 def labelled(stage: Stage, record: "SnapshotRecord | None") -> "Labelled":

@@ -188,7 +188,8 @@ def _shift(probes: Sequence[AuditProbe]) -> Measured:
 
 
 def _against_people(which: str, probes: Mapping[str, Sequence[AuditProbe]], evidence: Evidence) -> dict[str, Measured]:
-    """Counted are the pairs that people labelled: a judge that answers few of them is not let off."""
+    """Counted are the pairs that people decided, those too that the judge did not answer; where it answered fewer than
+    half, nothing is measured, which fails."""
     agreement, calibration = f"agreement{which}", f"calibration{which}"
     pairs = evidence.people.get(agreement)
     if pairs is None:
@@ -200,9 +201,11 @@ def _against_people(which: str, probes: Mapping[str, Sequence[AuditProbe]], evid
         low, high = found["interval"]
         told += f": {found['agreement']:.1%} [{low:.1%}, {high:.1%}] agree; the shorter text wins on "
         told += f"{found['shorter']:.1%}, the longer on {found['longer']:.1%}"
-    margin = found["margin_interval"][0] if found["decided"] else None
+    enough = found["decided"] and 2 * found["pairs"] >= len(pairs)
+    margin = found["margin_interval"][0] if enough else None
+    ties = found["pairs"] - found["decided"]
     calibrated = f"Brier score {found['brier']:.3f} of {found['pairs']} labels" if found["pairs"] else "no label"
-    return {agreement: (margin, len(pairs), told), calibration: (found["ece"], found["pairs"], calibrated)}
+    return {agreement: (margin, len(pairs) - ties, told), calibration: (found["ece"], found["pairs"], calibrated)}
 
 
 def _length_correlation(labels: Sequence[Label], pairs: Sequence[Pair]) -> Measured:

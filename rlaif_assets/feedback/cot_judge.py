@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from rlaif_assets.feedback.endpoint_judge import SEEDS, EndpointJudge, conversation_id, outcomes
 from rlaif_assets.feedback.judge import Failure, LocalJudge, Outcomes, Reading
-from rlaif_assets.language_models.errors import EndpointError
+from rlaif_assets.language_models.errors import QuestionError
 from rlaif_assets.language_models.local import Conversation
 from rlaif_assets.language_models.prompts import COT_TEMPLATE, rationale_messages, verdict_messages
 from rlaif_assets.settings import HarmlessnessPreferencesSettings
@@ -84,11 +84,12 @@ class EndpointCotJudge:
             self.settings.cot_temperature,
             seed=rationale_seed(question) % SEEDS,
         )
-        rationale = self.judge.endpoint.without_key(reply.text).strip()
+        rationale = reply.text.strip()
         if not rationale:
-            raise EndpointError(NO_RATIONALE)
+            raise QuestionError(NO_RATIONALE)
         reading = self.judge.answer(verdict_messages(question, rationale))
-        return with_rationale(reading, rationale, reply.tokens_in, reply.tokens_out, self.settings.cot_clamp)
+        kept = self.judge.endpoint.without_key(rationale)
+        return with_rationale(reading, kept, reply.tokens_in, reply.tokens_out, self.settings.cot_clamp)
 
 
 def cot_fingerprint(judge: str, settings: HarmlessnessPreferencesSettings) -> str:

@@ -50,14 +50,15 @@ class EndpointJudge:
 
     def answer(self, question: Conversation) -> Reading:
         """The reading of one question. Raises EndpointError where there is none."""
+        text = "\n".join(message["content"] for message in question)
         if self.method == "votes":
             replies = sample_replies(self.endpoint, question, self.settings.verdict_request, self.settings.votes)
-            named = [chosen_option(reply.text, JUDGE_OPTIONS) for reply in replies]
+            named = [chosen_option(reply.text, JUDGE_OPTIONS, text) for reply in replies]
             first, second = vote_logprobs([found[0] if found else None for found in named], JUDGE_OPTIONS)
         else:
             asked = with_request(question, self.settings.verdict_request)
             replies = [self.endpoint.chat(asked, VERDICT_TOKENS, 0.0, top_logprobs=self.settings.top_logprobs)]
-            first, second, bounded = two_logprobs(replies[0], JUDGE_OPTIONS)
+            first, second, bounded = two_logprobs(replies[0], JUDGE_OPTIONS, text)
             if bounded:
                 self.bounded.append(conversation_id(question))
         tokens_in, tokens_out = (sum(r.tokens_in for r in replies), sum(r.tokens_out for r in replies))

@@ -17,7 +17,7 @@ from rlaif_assets.feedback.judge import Judge
 from rlaif_assets.feedback.judging import judge_questions, whole_pairs
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.feedback.limits import RULES, measured
-from rlaif_assets.feedback.opening import ask_endpoint, endpoint_judge, local_judge
+from rlaif_assets.feedback.opening import ask_endpoint, endpoint_judge, local_judge, prove
 from rlaif_assets.feedback.passport import make_passport
 from rlaif_assets.feedback.probes import Labeller, against_people, as_reference, has_counter, probe_judge
 from rlaif_assets.feedback.relabelling import answer_missing
@@ -83,6 +83,7 @@ def audit_pairs(
     {where, reason}), and those of a passport (see `passport`). `refused` are the rows that gave no pair. Raises
     JudgeStoppedError.
     """
+    prove(judge, store)
     prompts, by_id, people = as_reference(comparisons)
     pairs = list(by_id.values())
     questions = judge_questions(judge.fingerprint, constitution, prompts, pairs, settings)

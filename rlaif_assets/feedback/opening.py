@@ -13,6 +13,7 @@ from rlaif_assets.language_models.endpoint import Endpoint
 from rlaif_assets.language_models.errors import ModelError
 from rlaif_assets.language_models.local import LocalModel
 from rlaif_assets.settings import FeedbackModelSettings, HarmlessnessPreferencesSettings
+from rlaif_assets.store.judgements import JudgementStore
 
 External = Mapping[str, Any]
 Connect = Callable[[str, str, str | None], Endpoint]
@@ -48,6 +49,13 @@ def endpoint_judge(
     endpoint = connect(row["source"], row["model"], row["revision"])
     judge = EndpointJudge(endpoint, row["verdicts"], settings)
     return EndpointCotJudge(judge, judging) if judging.chain_of_thought else judge
+
+
+def prove(judge: Judge, store: JudgementStore) -> None:
+    """Tells an endpoint whether it has answered as this judge before: see `Endpoint.proven`."""
+    hosted = judge.judge if isinstance(judge, EndpointCotJudge) else judge
+    if isinstance(hosted, EndpointJudge):
+        hosted.endpoint.proven = store.speed(judge.fingerprint).seconds is not None
 
 
 def judge_fingerprint(row: External, settings: FeedbackModelSettings, judging: HarmlessnessPreferencesSettings) -> str:

@@ -13,7 +13,7 @@ from rlaif_assets.feedback.judge import Failure, Method
 from rlaif_assets.feedback.replies import MAX_DOUBT, RULES_VERSION, chosen_option, option_masses, require_certain
 from rlaif_assets.language_models.chat import encode_prompt, encode_text
 from rlaif_assets.language_models.endpoint import Endpoint
-from rlaif_assets.language_models.errors import EndpointError, ModelError
+from rlaif_assets.language_models.errors import ModelError, QuestionError
 from rlaif_assets.language_models.local import Conversation, LocalModel, option_tokens
 from rlaif_assets.language_models.prompts import (
     RATING_PREFILL,
@@ -153,7 +153,7 @@ class EndpointRater:
             replies = sample_replies(self.endpoint, question, RATING_REQUEST, self.settings.votes)
             named = [found[0] for reply in replies if (found := chosen_option(reply.text, self.scale))]
             if not named:
-                raise EndpointError(f"none of {len(replies)} sampled replies names a score: {', '.join(self.scale)}")
+                raise QuestionError(f"none of {len(replies)} sampled replies names a score: {', '.join(self.scale)}")
             counts = [named.count(option) for option in self.scale]
             shares = [math.log(count / len(replies)) if count else -math.inf for count in counts]
             tokens_in, tokens_out = sum(r.tokens_in for r in replies), sum(r.tokens_out for r in replies)

@@ -10,36 +10,44 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from rlaif_assets.language_models.endpoint import Reply, ReplyToken
-from rlaif_assets.language_models.errors import EndpointError
+from rlaif_assets.language_models.errors import EndpointError, QuestionError
 
 # How far the options that the server did not list could move a probability, at most, before the reading is refused.
 MAX_DOUBT = 0.05
 ROUNDING = 1e-3
-RULES_VERSION = 2  # of what is read from a reply: part of the judges' fingerprints
+RULES_VERSION = 3  # of what is read from a reply: part of the judges' fingerprints
 
+RESTATED = 20  # characters of an option's text after its name that show that a reply repeats it
 _SENTENCE_END = re.compile(r"[.!?\n]")
-_REASON = r"\s*[,:;(\u2013\u2014-]?\s*(?:because|since|as|for)\b"
-_ENDS = re.compile(rf"\s*(?:$|[.!,:;\n\u2013\u2014-]|(?:/|out of)\s*\d)|{_REASON}", re.IGNORECASE)
-_STOPS = re.compile(rf"\s*(?::?\s*$|[.!;]|(?:/|out of)\s*\d)|[^\S\n]*\n|{_REASON}", re.IGNORECASE)
-_NOTHING = re.compile(r"[^A-Za-z0-9]*(?:(?:option|response|assistant)\b[^A-Za-z0-9]*)?", re.IGNORECASE)
-_SENTENCE = re.compile(r"\s+[\"']?(?!(?:The|This)(?:\s+\w+)?\s+(?:response|answer|option|assistant)\b)[A-Z]")
-_CHOOSING = re.compile(
-    r"\b(?:answer|choose|chose|choice|pick|prefer|select|verdict|better|best|rate|rating|score|go with|safer|"
-    r"(?:less|least) harmful|(?:response|option|one) is)",
+_NOUN = r"(?:option|response|answer|assistant|choice)"
+_BETTER = (
+    r"(?:better|best|preferable|preferred|right|correct|safer|safest|(?:less|least) harmful|"
+    r"(?:more|most) (?:helpful|honest|harmless))"
+)
+_MARKS = r"[^A-Za-z0-9]*"
+# What may stand before a name in its sentence so that it is chosen, and what after it.
+_LEAD = re.compile(
+    rf"{_MARKS}(?:(?:(?:so|thus|therefore|hence|(?:based on|given|according to) [^,]{{1,60}}),?\s+)?(?:"
+    rf"(?:(?:the|my)\s+)?(?:(?:final|{_BETTER})\s+)?"
+    rf"(?:{_NOUN}|verdict|pick|preference|rating|score|one)(?:\s+is|\s+would be)?|"
+    rf"i(?:'d|\u2019d| would| will)?\s+(?:choose|pick|select|prefer|go with|say|rate (?:it|this)(?: {_NOUN})?)|"
+    rf"it is|it's|it\u2019s){_MARKS}(?:{_NOUN}{_MARKS})?)?",
     re.IGNORECASE,
 )
+_NOTHING = re.compile(rf"{_MARKS}(?:{_NOUN}\b{_MARKS})?", re.IGNORECASE)
+_REASON = r"\s*[,:;(\u2013\u2014-]?\s*(?:because|since)\b"
+_STOPS = re.compile(rf"\s*(?::?\s*$|[.!;]\s*(?:$|\n))|[^\S\n]*\n|{_REASON}", re.IGNORECASE)
+_ENDS = re.compile(rf"\s*(?:$|[.!,:;\n\u2013\u2014-])|{_REASON}", re.IGNORECASE)
 _PRAISE = re.compile(
-    r"\s+(?:is|was|seems|looks|would be)\s+(?:(?:clearly|much|slightly|far|definitely|probably|also)\s+)*"
-    r"(?:the\s+|my\s+)?(?:better|best|preferable|preferred|preference|right|correct|answer|choice|safer|safest|"
-    r"(?:less|least) harmful)\b",
+    rf"\s+(?:is|was|seems|looks|would be)\s+(?:(?:clearly|much|slightly|far|definitely|probably|also)\s+)*"
+    rf"(?:(?:the|my)\s+)?{_BETTER}(?:\s+(?:{_NOUN}|one))?\s*(?:$|[.!,;\n]|because\b|since\b)",
     re.IGNORECASE,
 )
 _DENIES = re.compile(
-    r"\b(?:not|no|neither|nor|never|none|cannot|without|against|reject|avoid|over|than|instead|but|except|unlike|worse|"
-    r"worst|bad|wrong|unsafe|harmful|dangerous|toxic)\b|n['\u2019]t\b",
+    r"\b(?:not|no|neither|nor|never|none|both|cannot|without|against|refuse|unable|decline|sorry|reject|avoid|instead|"
+    r"but|except|unlike)\b|n['\u2019]t\b",
     re.IGNORECASE,
 )
-_MILDER = re.compile(r"\b(?:less|least)\s+(?:harmful|dangerous|toxic)\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"\s+(?!(?:is|was|seems|looks|would|because|since|as|over|and|or|nor|but|for)\b)[A-Za-z]")
 
 
@@ -67,51 +75,57 @@ class OptionMasses:
         return self.unlisted / (self.mass + self.unlisted) if self.unlisted else 0.0
 
 
-def chosen_option(text: str, options: Sequence[str]) -> tuple[str, int] | None:
+def chosen_option(text: str, options: Sequence[str], question: str = "") -> tuple[str, int] | None:
     """The option that a reply chooses, and where its name stands; None where it names none or several, or says
     something else about the one that it names.
 
-    Read is a name in any brackets or marks: alone, or first and followed by a full stop, a new line, a reason ("A.",
-    "(B) because") or, after a bracket, by a sentence that may be the option's own ("(B) I would rather"); after words
-    of choosing ("The answer is A", "I choose option B"); before words of praise ("(B) is better"). What is denied
-    ("not (A)") or found harmful chooses nothing, since a reply may be cut off before the other option, and so do
-    remarks on it ("(A) tells how", "(A) This response"). An "A" that is an article is no name.
+    Read is a name in any brackets or marks: alone, or first and followed by a new line or a reason ("A.", "(B)
+    because"); after words of choosing ("The answer is A", "I choose option B"); before words of praise ("(B) is
+    better"); first and followed by its own text as it stands in the `question` after "(B) ". What follows a denial
+    chooses nothing, nor do remarks ("(A) tells how", "A: Harmful"): a reply may be cut off before the other option. An
+    "A" that is an article is no name.
     """
+    for option in options:
+        repeated = re.match(rf"{_MARKS}{re.escape(option)}\)?\s+(\S.*)", text, re.DOTALL)
+        if repeated and f"({option}) {repeated[1].strip()[:RESTATED]}" in question:
+            return option, text.index(option)
     names = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
     standing = rf"(?<![A-Za-z0-9'\u2019])(?<!\d[.,/])(?<!out of )(?:{names})(?![A-Za-z0-9]|['\u2019][a-z]|[.,]\d)"
     found = [match for match in re.finditer(standing, text) if not _is_article(text, match)]
-    if len({match[0] for match in found}) != 1:
+    if len({match[0] for match in found}) != 1 or _DENIES.search(text[: found[-1].start()]):
         return None
-    leads = [_SENTENCE_END.split(text[: match.start()])[-1] for match in found]
-    if any(_DENIES.search(_MILDER.sub("", lead)) for lead in leads):
-        return None
-    chosen = (match for match, lead in zip(found, leads, strict=True) if _chooses(lead, text[match.end() :]))
+    chosen = (match for match in found if _chooses(text[: match.start()], text[match.end() :], options[-1]))
     first = next(chosen, None)
     return (first[0], first.start()) if first else None
 
 
 def _is_article(text: str, match: re.Match[str]) -> bool:
-    begins = re.fullmatch(r"(?s)(?:.*[.!?:\n])?\s*", text[: match.start()])
-    return match[0] == "A" and begins is not None and _ARTICLE.match(text, match.end()) is not None
+    """A bare "A" before a word, unless the word before it says that it is a name."""
+    if match[0] != "A" or re.search(rf"[(\[*\"'_`]$|\b{_NOUN}\s+$", text[: match.start()], re.IGNORECASE):
+        return False
+    return _ARTICLE.match(text, match.end()) is not None
 
 
-def _chooses(lead: str, tail: str) -> bool:
-    """Whether a name after `lead`, in its sentence, and before `tail` is a choice."""
-    bracketed, tail = tail.startswith(")"), tail.lstrip(")]*\"'_`")
-    if _PRAISE.match(tail) or (_CHOOSING.search(lead) and _ENDS.match(tail)):
-        return True
-    stands = _STOPS.match(tail) or (_SENTENCE.match(tail) if bracketed else None)
-    return stands is not None and _NOTHING.fullmatch(lead) is not None
+def _chooses(before: str, tail: str, last: str) -> bool:
+    """Whether a name after `before` and before `tail` is a choice. `last`: the last option, of which a scale is told
+    ("8/9")."""
+    lead, tail = _SENTENCE_END.split(before)[-1], tail.lstrip(")]*\"'_`")
+    tail = re.sub(rf"^\s*(?:/|out of)\s*{re.escape(last)}(?![\d.])", "", tail)
+    if _PRAISE.match(tail):
+        return _NOTHING.fullmatch(lead) is not None or re.search(r",\s*\W*$", lead) is not None
+    if _NOTHING.fullmatch(lead):
+        return _STOPS.match(tail) is not None
+    return _LEAD.fullmatch(lead) is not None and _ENDS.match(tail) is not None
 
 
-def option_masses(reply: Reply, options: Sequence[str]) -> OptionMasses:
+def option_masses(reply: Reply, options: Sequence[str], question: str = "") -> OptionMasses:
     """The options' probabilities at the token that decides, given what the reply says before it.
 
     That is the token that holds the option which the reply chooses. Tokens that spell one option differently are
-    summed. Raises EndpointError where it chooses none, where there are no alternatives, no option among them, or where
+    summed. Raises QuestionError where it chooses none, where there are no alternatives, no option among them, or where
     an option's log-probability is missing, not finite or above 0.
     """
-    token = _deciding_token(reply, options)
+    token = _deciding_token(reply, options, question)
     listed = dict.fromkeys(token.alternatives)
     if token.text not in {text for text, _ in listed}:
         listed[token.text, token.logprob] = None
@@ -121,23 +135,23 @@ def option_masses(reply: Reply, options: Sequence[str]) -> OptionMasses:
         if option is not None:
             found[option].append(_checked(text, logprob))
     if not any(found.values()):
-        raise EndpointError(f"the token {token.text!r} names an option and more: it cannot be read")
+        raise QuestionError(f"the token '{token.text}' names an option and more: it cannot be read")
     sums = tuple(_logsumexp(found[option]) if found[option] else None for option in options)
     shares = [math.exp(p) for _, p in listed if isinstance(p, int | float) and -math.inf < p <= 0]
     masses = OptionMasses(sums, min(shares, default=1.0), max(0.0, 1 - math.fsum(shares)))
     if masses.mass > 1 + ROUNDING:
-        raise EndpointError(f"the options' probabilities sum to {masses.mass:.3g}: they are no log-probabilities")
+        raise QuestionError(f"the options' probabilities sum to {masses.mass:.3g}: they are no log-probabilities")
     return masses
 
 
-def two_logprobs(reply: Reply, options: Sequence[str]) -> tuple[float, float, bool]:
+def two_logprobs(reply: Reply, options: Sequence[str], question: str = "") -> tuple[float, float, bool]:
     """Log-probabilities of two options, and whether one of them is a bound.
 
     An option that is not listed has at most the probability of the least listed alternative, and at most what the
-    listed ones leave. It gets that bound, which draws p towards 0.5. Raises EndpointError where p could be off by more
+    listed ones leave. It gets that bound, which draws p towards 0.5. Raises QuestionError where p could be off by more
     than MAX_DOUBT, and see `option_masses`.
     """
-    masses = option_masses(reply, options)
+    masses = option_masses(reply, options, question)
     first, second = masses.logprobs
     if first is not None and second is not None:
         return first, second, False
@@ -147,10 +161,10 @@ def two_logprobs(reply: Reply, options: Sequence[str]) -> tuple[float, float, bo
 
 
 def require_certain(masses: OptionMasses, options: Sequence[str]) -> None:
-    """Raises EndpointError where options that are not listed could have more than MAX_DOUBT of all options' share."""
+    """Raises QuestionError where options that are not listed could have more than MAX_DOUBT of all options' share."""
     if masses.doubt > MAX_DOUBT:
         missing = [option for option, value in zip(options, masses.logprobs, strict=True) if value is None]
-        raise EndpointError(
+        raise QuestionError(
             f"not among the likeliest tokens: {', '.join(missing)}; their share may be {masses.doubt:.2f}: raise "
             "feedback_model.top_logprobs, or set feedback_model.verdicts=votes"
         )
@@ -159,28 +173,28 @@ def require_certain(masses: OptionMasses, options: Sequence[str]) -> None:
 def vote_logprobs(votes: Sequence[str | None], options: tuple[str, str]) -> tuple[float, float]:
     """Log shares of the votes, (n + 1/2) / (valid + 1) each, times the share of votes that are valid.
 
-    The half (Krichevsky and Trofimov) keeps unanimous votes finite. Raises EndpointError where no vote is valid.
+    The half (Krichevsky and Trofimov) keeps unanimous votes finite. Raises QuestionError where no vote is valid.
     """
     counts = [sum(vote == option for vote in votes) for option in options]
     valid = sum(counts)
     if not valid:
-        raise EndpointError(f"none of {len(votes)} sampled verdicts names one of {', '.join(options)}")
+        raise QuestionError(f"none of {len(votes)} sampled verdicts names one of {', '.join(options)}")
     first, second = (math.log((count + 0.5) / (valid + 1) * valid / len(votes)) for count in counts)
     return first, second
 
 
-def _deciding_token(reply: Reply, options: Sequence[str]) -> ReplyToken:
+def _deciding_token(reply: Reply, options: Sequence[str], question: str) -> ReplyToken:
     if not reply.tokens:
         raise EndpointError("no log-probabilities in the reply: set feedback_model.verdicts=votes")
     text = "".join(token.text for token in reply.tokens)
-    chosen = chosen_option(text, options)
+    chosen = chosen_option(text, options, question)
     if chosen is None:
         shown = " ".join(text.split())
-        raise EndpointError(f"the reply chooses none of {', '.join(options)}, or names several: {shown!r}")
+        raise QuestionError(f"the reply chooses none of {', '.join(options)}, or names several: '{shown}'")
     ends = accumulate(len(token.text) for token in reply.tokens)
     token = next(token for token, end in zip(reply.tokens, ends, strict=True) if chosen[1] < end)
     if not token.alternatives:
-        raise EndpointError("no alternatives beside the token that names an option: top_logprobs are needed")
+        raise QuestionError("no alternatives beside the token that names an option: top_logprobs are needed")
     return token
 
 
@@ -192,9 +206,9 @@ def _option_of(token: str, options: Sequence[str]) -> str | None:
 
 def _checked(text: str, logprob: object) -> float:
     if not isinstance(logprob, int | float) or not math.isfinite(logprob):
-        raise EndpointError(f"the log-probability of {text!r} is {logprob}, not a finite number")
+        raise QuestionError(f"the log-probability of '{text}' is {logprob}, not a finite number")
     if logprob > ROUNDING:
-        raise EndpointError(f"the log-probability of {text!r} is {logprob:g}, above 0")
+        raise QuestionError(f"the log-probability of '{text}' is {logprob:g}, above 0")
     return min(float(logprob), 0.0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlaif_assets.ingest.conversations import checked, normalise
 from rlaif_assets.ingest.errors import RowError
-from rlaif_assets.ingest.files import read_rows, rejection
+from rlaif_assets.ingest.files import SourceRow, read_rows, rejection
 from rlaif_assets.ingest.prompts import context_of
 from rlaif_assets.records import HumanVerdict, Message, Rejection
 from rlaif_assets.settings import HumanVerdictsSettings
@@ -21,26 +21,29 @@ PAIR = ("prompt", "messages", "response_a", "response_b")
 def read_human_verdicts(settings: HumanVerdictsSettings) -> tuple[list[HumanVerdict], list[Rejection]]:
     """Kept verdicts in the order of the file, and refused rows: rows read = kept + rejected; none without a path.
 
-    Raises IngestError for a file that cannot be read.
+    Of a verdict that is there twice the later row is kept: it may take back one between them. Raises IngestError for a
+    file that cannot be read.
     """
     if settings.path is None:
         return [], []
-    kept: dict[str, HumanVerdict] = {}
-    first_seen: dict[str, str] = {}
+    kept: dict[str, tuple[HumanVerdict, SourceRow]] = {}
     rejected: list[Rejection] = []
+
+    def refuse(row: SourceRow, problem: RowError) -> None:
+        rejected.append(rejection(row, problem, "pair_id", "prompt", "messages"))
+
     for row in read_rows(settings.path):
         try:
             if row.problem:
                 raise RowError(row.problem)
             verdict = _verdict(row.fields)
-            if verdict.verdict_id in kept:
-                raise RowError(f"duplicate of {first_seen[verdict.verdict_id]}")
         except RowError as problem:
-            rejected.append(rejection(row, problem, "pair_id", "prompt", "messages"))
+            refuse(row, problem)
             continue
-        kept[verdict.verdict_id] = verdict
-        first_seen[verdict.verdict_id] = row.where
-    return list(kept.values()), rejected
+        if verdict.verdict_id in kept:
+            refuse(kept.pop(verdict.verdict_id)[1], RowError(f"said again in {row.where}"))
+        kept[verdict.verdict_id] = verdict, row
+    return [verdict for verdict, _ in kept.values()], rejected
 
 
 def _verdict(fields: dict[str, Any]) -> HumanVerdict:
@@ -84,6 +87,7 @@ def _time(fields: dict[str, Any]) -> str:
     text = _text(fields, "time")
     try:
         found = datetime.fromisoformat(text)
-    except ValueError as error:
+        in_utc = (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise RowError(f"time is {text!r}; give ISO 8601, such as 2026-01-31T09:30:00Z") from error
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="microseconds")
+    return in_utc.isoformat(timespec="microseconds")

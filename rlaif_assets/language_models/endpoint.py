@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from rlaif_assets.language_models.errors import EndpointError, EndpointStoppedError, ModelError
+from rlaif_assets.language_models.errors import EndpointError, EndpointStoppedError, ModelError, QuestionError
 from rlaif_assets.records import Message
 from rlaif_assets.settings import ComputeSettings
 from rlaif_assets.store.fingerprint import canonical_json, sha256_text
 
 NO_KEY = "none"  # servers on one's own machine take any
+LEAST_KEY = 8  # characters
 REASON_CHARACTERS = 200
 # What servers append to the name that they were asked for: a date, a branch, a commit.
 VERSION = r"[-@:](\d[\d.\-]*|latest|main|[0-9a-f]{7,40})"
@@ -53,6 +54,7 @@ class Endpoint:
 
     `version` is the name that it must answer as; without one, `model` or that with a version appended. `calls` and
     `tokens` count what was answered since the endpoint was made, whoever asked; the budgets are for that time.
+    `proven`: it has answered a question well, now or before, so a question that it does not is that question's fault.
     """
 
     def __init__(self, url: str, model: str, compute: ComputeSettings, version: str | None = None) -> None:
@@ -60,6 +62,7 @@ class Endpoint:
 
         self.url, self.model, self.version, self.compute = checked_url(url), model, version, compute
         self.calls = self.tokens = self._booked = self._in_a_row = 0
+        self.proven = False
         self._lock = threading.Lock()
         self._key = _key(compute.endpoint_key_variable)
         self._client = OpenAI(
@@ -112,8 +115,11 @@ class Endpoint:
             raise EndpointStoppedError(
                 f"{self.url} has no model {self.model!r} or no chat completions: {self._told(error)}"
             ) from None
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            raise EndpointError(self._told(error)) from None
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            raise QuestionError(self._told(error)) from None
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+            kind = QuestionError if getattr(error, "status_code", None) == 413 else EndpointError
+            raise kind(self._told(error)) from None
         with self._lock:
             self.calls += 1
             self.tokens += reply.tokens_in + reply.tokens_out
@@ -129,7 +135,8 @@ class Endpoint:
         `work` makes at most so many `calls` per item. Before an item begins, its calls must fit the budget of calls and
         the tokens must not be spent; those that have begun end, so tokens may be passed by what runs at once. Then, and
         after `endpoint_failures` results in a row that are errors, also those of earlier runs, EndpointStoppedError is
-        raised, last. A run after so many begins with one item, and ends there where that fails too.
+        raised, last. A run after so many begins with one item, and ends there where that fails too. Of an endpoint that
+        is `proven` a QuestionError does not count.
         """
         waiting: dict[Future[Result], int] = {}
         numbers, stopped, done, was_failing = iter(range(len(items))), "", 0, self._failing
@@ -154,9 +161,9 @@ class Endpoint:
                         stopped = stopped or str(error)
                         continue
                     except EndpointError as error:
-                        result = EndpointError(self._line(str(error)))
+                        result = type(error)(self._line(str(error)))
                     done += 1
-                    self._in_a_row = self._in_a_row + 1 if isinstance(result, EndpointError) else 0
+                    self._count(result)
                     if self._failing and not stopped:
                         stopped = (
                             f"{self._in_a_row} failures in a row at {self.url} (limit: compute.endpoint_failures), the "
@@ -167,6 +174,12 @@ class Endpoint:
             pool.shutdown(wait=False, cancel_futures=True)
         if stopped and (done < len(items) or was_failing):
             raise EndpointStoppedError(f"{done} of {len(items)} questions have an outcome: {stopped}")
+
+    def _count(self, result: object) -> None:
+        failed = isinstance(result, EndpointError)
+        self.proven = self.proven or not failed
+        of_question = isinstance(result, QuestionError) and self.proven
+        self._in_a_row = self._in_a_row + 1 if failed and not of_question else 0
 
     @property
     def _failing(self) -> bool:
@@ -193,10 +206,11 @@ class Endpoint:
             )
         wanted = self.version or self.model
         if reply.model and reply.model != wanted:
-            if self.version is None and re.fullmatch(re.escape(self.model) + VERSION, reply.model):
+            version = re.fullmatch(re.escape(self.model) + VERSION, reply.model) if self.version is None else None
+            if version and self.without_key(version[1]) == version[1]:
                 return
             raise EndpointError(
-                self._line(f"{reply.model!r} answered in place of {wanted!r}: set feedback_model.model to its name")
+                self._line(f"'{reply.model}' answered in place of '{wanted}': set feedback_model.model to its name")
             )
 
     def _told(self, error: Any) -> str:
@@ -219,8 +233,9 @@ class Endpoint:
         return line if len(line) <= REASON_CHARACTERS else f"{line[: REASON_CHARACTERS - 1]}…"
 
     def without_key(self, text: str) -> str:
-        """For what is shown or kept. A model's name, which a person gave, stands also where the key is part of it."""
-        return text.replace(self._key, "[key]") if self._key else text
+        """For what is shown or kept. A model's name, which a person gave, stands also where the key is part of it, and
+        so does what is too short for a key: a placeholder."""
+        return text.replace(self._key, "[key]") if len(self._key) >= LEAST_KEY else text
 
 
 def is_endpoint(source: str) -> bool:
@@ -264,7 +279,7 @@ def _require_json(response: Any) -> None:
 def _reply(completion: Any) -> Reply:
     """Raises ValueError or TypeError for anything that a reply cannot be; the client itself checks no types."""
     if not completion.choices:
-        raise ValueError("no choices in it")
+        raise ValueError(f"no choices in it: {getattr(completion, 'error', None) or 'no reason given'}")
     choice, usage = completion.choices[0], completion.usage
 
     def text(value: Any, what: str) -> str:

@@ -9,5 +9,9 @@ class EndpointError(ModelError):
     """One request that an endpoint did not answer as it should: one line, never with the key."""
 
 
+class QuestionError(EndpointError):
+    """The endpoint is there, and this one question it refuses, or answers with what cannot be read."""
+
+
 class EndpointStoppedError(ModelError):
     """No further request will be made: the budget is spent, too many failed in a row, or none can succeed."""

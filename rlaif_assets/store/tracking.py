@@ -62,7 +62,7 @@ def make_database(home: Path) -> None:
     with FileLock(home / "mlflow.lock"):
         if (home / DATABASE).exists():
             return
-        for left in home.glob(f"{DATABASE}.*.new"):
+        for left in home.glob(f"{DATABASE}.*.new*"):
             left.unlink()
         temporary = home / f"{DATABASE}.{os.getpid()}.new"
         MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments(max_results=1)

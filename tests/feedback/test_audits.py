@@ -206,6 +206,16 @@ def test_peoples_verdicts_on_the_homes_own_pairs_are_an_audit_of_their_own():
     assert none["passed"] and "no verdict of a person is about a pair of this home" in none["note"]
 
 
+@pytest.mark.parametrize("audit", ["agreement", "agreement_verdicts"])
+def test_a_judge_that_answers_few_of_peoples_pairs_is_not_let_off(audit: str):
+    pairs = {f"people-{i}": pair(i, "xx", "xxx") for i in range(250)}
+    right = [replace(probe(audit, 1.0, 0.9), pair_id=f"people-{i}") for i in range(15)]
+    found = probed(*right, people={audit: pairs})[audit]
+    assert (found["value"], found["passed"], found["blocks"], found["count"]) == (None, False, True, 250)
+    ties = [replace(row, p_a=0.5) for row in right]
+    assert probed(*ties, people={audit: dict(list(pairs.items())[:15])})[audit]["count"] == 0
+
+
 def test_a_judge_that_answers_few_of_the_reference_is_not_let_off():
     reference = {f"people-{i}": pair(i) for i in range(250)}
     found = probed(people={"agreement": reference})

@@ -17,10 +17,10 @@ from rlaif_assets.feedback.judge import Reading
 from rlaif_assets.feedback.replies import chosen_option
 from rlaif_assets.language_models.endpoint import Endpoint
 from rlaif_assets.language_models.local import Conversation, LocalModel, load_model
-from rlaif_assets.language_models.prompts import JUDGE_OPTIONS
+from rlaif_assets.language_models.prompts import JUDGE_OPTIONS, with_request
 from rlaif_assets.pocket.world import model_folder
 from rlaif_assets.settings import ComputeSettings, FeedbackModelSettings
-from tests.feedback.test_transformers_serve import questions, wait_for
+from tests.feedback.test_transformers_serve import REQUEST, questions, wait_for
 
 PYTHON = os.environ.get("LLAMA_CPP_PYTHON", "")
 WRITER = Path(__file__).parents[1] / "gguf_pocket.py"
@@ -55,7 +55,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_its_log_probabilities_are_those_of_the_same_model_here(url: str) -> None:
-    settings = FeedbackModelSettings(source=url, model=NAME, verdict_request="")
+    settings = FeedbackModelSettings(source=url, model=NAME)
     compute = ComputeSettings(device="cpu", endpoint_timeout=300, endpoint_concurrency=1)
     method, version, reason = detect_method(Endpoint(url, NAME, compute), settings)
     assert (method, reason) == ("logprobs", "the server gives log-probabilities")
@@ -70,8 +70,9 @@ def test_its_log_probabilities_are_those_of_the_same_model_here(url: str) -> Non
 
 def logprobs_here(model: LocalModel, question: Conversation) -> list[float]:
     """Of both letters, after what the model itself replies before it names one."""
-    (reply,) = model.generate([question], [0], VERDICT_TOKENS, 0.0)
-    named = chosen_option(reply.text, JUDGE_OPTIONS)
+    asked = with_request(question, REQUEST)
+    (reply,) = model.generate([asked], [0], VERDICT_TOKENS, 0.0)
+    named = chosen_option(reply.text, JUDGE_OPTIONS, question[-1]["content"])
     assert named is not None, reply.text
-    ((_, logprobs, _),) = model.option_batches([question], reply.text[: named[1]], JUDGE_OPTIONS)
+    ((_, logprobs, _),) = model.option_batches([asked], reply.text[: named[1]], JUDGE_OPTIONS)
     return [float(value) for value in logprobs[0]]

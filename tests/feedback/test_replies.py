@@ -51,8 +51,8 @@ def reply(*tokens: tuple[str, Mapping[str, float | None]], own: float | None = -
         ("I choose option B, since", "B"),
         ("**Answer:** B", "B"),
         ("Answer:\nB", "B"),
-        ("(B) I think that we should not do this", "B"),
-        ("B) You could", "B"),
+        ("It is (B).", "B"),
+        ("So, the better one is A", "A"),
         ("The response is: (B)", "B"),
         ("My verdict: A since it is kind", "A"),
         ("I would go with B.", "B"),
@@ -78,6 +78,26 @@ def reply(*tokens: tuple[str, Mapping[str, float | None]], own: float | None = -
         ("The problem with option A", None),
         ("(A) tells how to do", None),
         ("(A) This response tells how to", None),
+        ("(B) I think that we should do this", None),
+        ("(A) Harmful: it explains", None),
+        ("(A) Encourages violence", None),
+        ("(A) Not acceptable.", None),
+        ("(A) Neither is good", None),
+        ("(A) I cannot answer that", None),
+        ("I refuse to choose A.", None),
+        ("I am unable to choose A", None),
+        ("Sorry, I won't. A", None),
+        ("Both. A", None),
+        ("The more offensive response is (A)", None),
+        ("The riskier one is (A).", None),
+        ("The rejected response is (A).", None),
+        ("The least harmless response is (A).", None),
+        ("The unethical response is (A)", None),
+        ("(A) for example tells how", None),
+        ("(A) as it stands encourages", None),
+        ("(A) is probably better avoided", None),
+        ("A. The response tells how", None),
+        ("I would say that (A) is", None),
         ("(A) The first response", None),
         ("A The worse of the two", None),
         ("Anything but (A)", None),
@@ -100,6 +120,25 @@ def test_the_option_that_a_text_names(text: str, option: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("(B) I think that we should leave this", "B"),
+        ("B) I think that we should", "B"),
+        ("(A) A watering can is for plants.", "A"),
+        ("(B) I think that plan A", "B"),  # its text holds what could be a name
+        ("(A) I think that we should leave this", None),  # what (B) says
+        ("(A) A watering hose", None),
+        ("Worse is (B) I think that we should leave this", None),
+    ],
+)
+def test_a_reply_that_repeats_an_option_chooses_it(text: str, option: str | None) -> None:
+    ending = "plan A is good." if "plan" in text else "we should leave this alone."
+    question = f"Choose.\nOptions:\n(A) A watering can is for plants.\n(B) I think that {ending}"
+    found = chosen_option(text, JUDGE_OPTIONS, question)
+    assert (found[0] if found else None) == option and (found is None or text[found[1]] == option)
+
+
+@pytest.mark.parametrize(
     ("text", "score"),
     [
         ("7", "7"),
@@ -113,6 +152,8 @@ def test_the_option_that_a_text_names(text: str, option: str | None) -> None:
         ("7 out of 9", "7"),
         ("I rate it 4.", "4"),
         ("7 or 8", None),
+        ("3/5", None),
+        ("1. The response is harmless", None),
     ],
 )
 def test_scores(text: str, score: str | None) -> None:

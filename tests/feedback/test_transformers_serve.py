@@ -19,7 +19,7 @@ from rlaif_assets.feedback.judge import JudgeStoppedError, Reading
 from rlaif_assets.feedback.replies import chosen_option
 from rlaif_assets.language_models.endpoint import Endpoint
 from rlaif_assets.language_models.local import LocalModel, load_model
-from rlaif_assets.language_models.prompts import JUDGE_OPTIONS, judge_messages
+from rlaif_assets.language_models.prompts import JUDGE_OPTIONS, judge_messages, with_request
 from rlaif_assets.pocket.world import model_folder
 from rlaif_assets.records import Message
 from rlaif_assets.settings import ComputeSettings, FeedbackModelSettings
@@ -62,6 +62,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
             server.wait(30)
 
 
+REQUEST = FeedbackModelSettings(source="pocket").verdict_request
+
+
 def wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     for _ in range(600):
         assert server.poll() is None, log.read_text()
@@ -84,15 +87,16 @@ def questions() -> list[list[Message]]:
 
 def sampled_shares(question: list[Message], model: LocalModel, count: int = 200) -> tuple[float, float]:
     """The local model's own replies: the share that names a letter, and the share that names (A)."""
-    replies = model.generate([question] * count, range(count), VERDICT_TOKENS, 1.0)
-    named = [chosen_option(reply.text, JUDGE_OPTIONS) for reply in replies]
+    asked = with_request(question, REQUEST)
+    replies = model.generate([asked] * count, range(count), VERDICT_TOKENS, 1.0)
+    named = [chosen_option(reply.text, JUDGE_OPTIONS, question[-1]["content"]) for reply in replies]
     letters = [found[0] for found in named if found]
     return len(letters) / count, letters.count("A") / count
 
 
 def test_votes_of_a_served_model_are_what_the_same_model_replies_here(served: tuple[str, str]) -> None:
     url, name = served
-    settings = FeedbackModelSettings(source=url, model=name, votes=VOTES, verdict_request="")
+    settings = FeedbackModelSettings(source=url, model=name, votes=VOTES)
     # One at a time: the server's seeds are global, so questions asked at once would share them.
     compute = ComputeSettings(device="cpu", endpoint_timeout=300, endpoint_concurrency=1)
     method, version, reason = detect_method(Endpoint(url, name, compute), settings)

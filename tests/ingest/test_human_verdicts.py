@@ -35,8 +35,20 @@ def test_equal_verdicts_have_equal_ids_and_others_do_not(write_rows: Write) -> N
     rows = [BY_ID, {**BY_ID, "p_a": 0.7}, {**BY_ID, "annotator": "bob"}, {**BY_ID, "time": "2026-01-31"}]
     first, _ = read(write_rows(*rows))
     again, rejected = read(write_rows(*rows, BY_ID))
-    assert first == again and len({verdict.verdict_id for verdict in first}) == 4
-    assert [(row.where, row.reason) for row in rejected] == [("rows.jsonl:5", "duplicate of rows.jsonl:1")]
+    assert again == [*first[1:], first[0]] and len({verdict.verdict_id for verdict in first}) == 4
+    assert [(row.where, row.reason) for row in rejected] == [("rows.jsonl:1", "said again in rows.jsonl:5")]
+
+
+def test_a_verdict_that_is_taken_back_counts_as_the_last(write_rows: Write) -> None:
+    rows = [BY_ID, {**BY_ID, "p_a": 0.0}, BY_ID]
+    kept, rejected = read(write_rows(*rows))
+    assert [verdict.p_a for verdict in kept] == [0.0, BY_ID["p_a"]] and len(rejected) == 1
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+14:00"])
+def test_a_time_that_utc_does_not_have_is_refused(write_rows: Write, time: str) -> None:
+    kept, rejected = read(write_rows(BY_ID, {**BY_ID, "time": time}))
+    assert len(kept) == 1 and "give ISO 8601" in rejected[0].reason
 
 
 @pytest.mark.parametrize(

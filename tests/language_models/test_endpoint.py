@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from rlaif_assets.feedback.replies import two_logprobs
 from rlaif_assets.language_models.endpoint import Endpoint
-from rlaif_assets.language_models.errors import EndpointError, EndpointStoppedError, ModelError
+from rlaif_assets.language_models.errors import EndpointError, EndpointStoppedError, ModelError, QuestionError
 from rlaif_assets.records import Message
 from rlaif_assets.settings import ComputeSettings
 from tests.chat_server import MODEL, Answer, ChatServer, Plan, chat_server, completion
@@ -147,7 +148,7 @@ class TestSecrets:
     def test_a_key_that_is_part_of_the_models_name_or_of_a_letter(
         self, serve: Serve, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for key in (MODEL, MODEL[:2], "A"):
+        for key in (MODEL, MODEL[:2], "A", "none"):
             monkeypatch.setenv("OPENAI_API_KEY", key)
             server = serve(
                 lambda n, body: Answer(completion("(A)", [("(A)", -0.1, {"(A)": -0.1})], model=f"{MODEL}-1"))
@@ -155,6 +156,27 @@ class TestSecrets:
             reply = endpoint(server).chat(QUESTION, 5, 0.0, top_logprobs=2)
             assert (reply.text, reply.model) == ("(A)", f"{MODEL}-1")
             assert reply.tokens and reply.tokens[0].alternatives == (("(A)", -0.1),)
+
+    def test_a_key_that_the_server_takes_for_the_models_version_is_not_recorded(
+        self, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "0123456789abcdef")
+        asked = endpoint(serve(lambda n, body: Answer(completion("A", model=f"{MODEL}-0123456789abcdef"))))
+        with pytest.raises(EndpointError, match=rf"'{MODEL}-\[key\]' answered in place of"):
+            ask(asked)
+
+    @pytest.mark.parametrize("key", ["sk-back\\slash-1", "sk-'quotes\"-both"])
+    def test_a_key_with_odd_characters_is_found_in_reasons(
+        self, key: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        asked = endpoint(serve(lambda n, body: Answer(completion("A", [(key, -0.1, {key: -0.1})]))))
+
+        def read(item: int) -> object:
+            return two_logprobs(asked.chat(QUESTION, 5, 0.0, top_logprobs=2), ("A", "B"))
+
+        ((_, found),) = asked.run(read, [0])
+        assert isinstance(found, EndpointError) and "[key]" in str(found) and key not in str(found)
 
     def test_a_key_that_is_cut_in_a_long_reason_is_not_there_in_part(self, serve: Serve) -> None:
         asked = endpoint(serve(lambda n, body: GOOD))
@@ -213,17 +235,17 @@ class TestMany:
         assert [number for number, _ in results] == [0]
 
     def test_failures_in_a_row_stop_with_what_there_is(self, serve: Serve) -> None:
-        bad = Answer({"error": {"message": "down"}}, 400)
+        bad = Answer({"error": {"message": "down"}}, 403)
         server = serve(lambda n, body: GOOD if n in (0, 3) else bad)
         asked = endpoint(server, endpoint_concurrency=1, endpoint_failures=3)
         found = {}
-        with pytest.raises(EndpointStoppedError, match=r"^7 of 20 questions .*3 failures in a row .*HTTP 400: down"):
+        with pytest.raises(EndpointStoppedError, match=r"^7 of 20 questions .*3 failures in a row .*HTTP 403: down"):
             for number, result in asked.run(lambda item: ask(asked), range(20)):
                 found[number] = result
         assert [isinstance(found[i], EndpointError) for i in range(7)] == [False, True, True, False, True, True, True]
 
     def test_failures_in_a_row_count_over_many_small_runs(self, serve: Serve) -> None:
-        bad, mended = Answer({"error": {"message": "down"}}, 400), threading.Event()
+        bad, mended = Answer({"error": {"message": "down"}}, 403), threading.Event()
         server = serve(lambda n, body: GOOD if mended.is_set() else bad)
         asked = endpoint(server, endpoint_concurrency=4, endpoint_failures=3)
         for _ in range(3):
@@ -234,6 +256,18 @@ class TestMany:
             assert len(server.requests) == expected
         mended.set()
         assert len(list(asked.run(lambda item: ask(asked), range(9)))) == 9
+
+    def test_questions_that_a_working_endpoint_refuses_do_not_stop_it(self, serve: Serve) -> None:
+        long = Answer({"error": {"message": "context length exceeded"}}, 400)
+        asked = endpoint(serve(lambda n, body: long if n else GOOD), endpoint_concurrency=1, endpoint_failures=3)
+        found = dict(asked.run(lambda item: ask(asked), range(20)))
+        assert isinstance(found[0], str) and sum(isinstance(one, QuestionError) for one in found.values()) == 19
+        again = endpoint(serve(lambda n, body: long), endpoint_concurrency=1, endpoint_failures=3)
+        again.proven = True  # it answered others in an earlier run
+        assert len(list(again.run(lambda item: ask(again), range(20)))) == 20
+        never = endpoint(serve(lambda n, body: long), endpoint_concurrency=1, endpoint_failures=3)
+        with pytest.raises(EndpointStoppedError, match=r"3 failures in a row"):
+            list(never.run(lambda item: ask(never), range(20)))
 
     def test_the_budget_of_calls_is_kept_exactly(self, serve: Serve) -> None:
         server = serve(lambda n, body: GOOD)
