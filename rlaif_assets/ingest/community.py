@@ -203,7 +203,7 @@ def _read_questions(settings: CommunityVotesSettings) -> tuple[list[CommunityAns
                 if not isinstance(answer, dict):
                     raise RowError(f"expected an object, found {type(answer).__name__}")
                 accepted = _truth(answer.get("selected"), "selected")
-                votes = None if answer.get("votes") is None else _integer(answer["votes"], "votes")
+                votes = None if _is_missing(answer.get("votes")) else _integer(answer["votes"], "votes")
                 if votes is None:
                     score = _integer(answer.get("pm_score"), "pm_score")
                 else:
@@ -231,12 +231,17 @@ def _integer(value: Any, name: str) -> int:
     return int(whole[1])
 
 
+def _is_missing(value: Any) -> bool:
+    """None, and what pandas writes for it."""
+    return str(value).strip().lower() in ("", "none", "nan")
+
+
 def _truth(value: Any, name: str) -> bool:
     """A missing one is false. Raises RowError."""
-    text = str(value).lower()
+    text = str(value).strip().lower()
     if text in ("true", "1", "1.0"):
         return True
-    if text not in ("false", "0", "0.0", "", "none", "nan"):
+    if text not in ("false", "0", "0.0") and not _is_missing(value):
         raise RowError(f"{name} is neither true nor false: {excerpt(value)}")
     return False
 

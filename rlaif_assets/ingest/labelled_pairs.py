@@ -79,9 +79,9 @@ def _labelled(row: SourceRow, path: str) -> Comparison:
     missing = [name for name in ("input", "output_1", "output_2", "label") if row.fields.get(name) is None]
     if missing:
         raise RowError(f"no {', '.join(missing)}; give input, output_1, output_2, label, or chosen and rejected")
-    label = row.fields["label"]
-    if isinstance(label, bool) or str(label).strip() not in LABELS:
-        raise RowError(f"label is {label!r}; write 1 or 2 for the better output, 0 for a tie")
+    label = str(row.fields["label"]).strip().removesuffix(".0")  # as pandas writes it beside missing ones
+    if label not in LABELS:
+        raise RowError(f"label is {row.fields['label']!r}; write 1 or 2 for the better output, 0 for a tie")
     given = row.fields["input"]
     transcript = not isinstance(given, str) or is_transcript(given)
     messages = fit(normalise(conversation(given) if transcript else [user_message(given)]), MAX_CHARACTERS)
@@ -93,7 +93,7 @@ def _labelled(row: SourceRow, path: str) -> Comparison:
         messages=messages,
         response_a=first,
         response_b=second,
-        p_a=LABELS[str(label).strip()],
+        p_a=LABELS[label],
         source=source_name(path),
         annotator=ANNOTATOR,
     )

@@ -143,7 +143,7 @@ def test_rows_of_questions(write_rows: Write) -> None:
         {"answer_id": 3, "text": "own", "votes": 3, "selected": True},
         {"answer_id": 4, "text": "none"},
         "five",
-        {"answer_id": 6, "text": "as pandas writes", "pm_score": 2.0, "selected": 1.0},
+        {"answer_id": 6, "text": "as pandas writes", "votes": float("nan"), "pm_score": 2.0, "selected": 1.0},
         {"answer_id": 7, "text": "half", "pm_score": 0.5, "selected": False},
         {"answer_id": 8, "text": "perhaps", "pm_score": 1, "selected": "maybe"},
         {"answer_id": 9, "text": "python", "votes": "1_0", "selected": float("nan")},

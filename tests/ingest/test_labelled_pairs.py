@@ -15,7 +15,7 @@ Write = Callable[..., str]
 GOOD = {"input": "How?", "output_1": "So.", "output_2": "Thus.", "label": 1}
 
 
-@pytest.mark.parametrize(("label", "p_a"), [(1, 1.0), (2, 0.0), (0, 0.5), ("2", 0.0)])
+@pytest.mark.parametrize(("label", "p_a"), [(1, 1.0), (2, 0.0), (0, 0.5), ("2", 0.0), (2.0, 0.0)])
 def test_the_label_is_the_number_of_the_better_output(write_rows: Write, label: Any, p_a: float) -> None:
     (row,), rejected = read_labelled_pairs(write_rows({**GOOD, "label": label}))
     assert not rejected and row.p_a == p_a
