@@ -3,6 +3,7 @@
 What is measured belongs to `feedback.audits`, what is asked again to `feedback.probes`, verdicts to `checks`.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +31,10 @@ def audited(
     made: "PreferenceSet",
 ) -> Product:
     """The verdicts and what they rest on (`verdicts`, `audit_probes`), the passport, the reliability picture; rejected
-    are the rows of people's labels that could not be read, and what the audits asked in vain.
+    are the rows of people's labels that could not be read.
 
-    `metrics`: `audits` (values by name), `audit_judging` (what they asked); `tokens` are those that they took.
+    `metrics`: `audits` (values by name), `audit_judging` (what they asked; `unanswered`: [reason, pairs] of what they
+    asked in vain); `tokens` are those that they took.
     """
     from rlaif_assets.evaluation.pictures import reliability_picture
     from rlaif_assets.feedback.audits import Evidence, audit
@@ -49,12 +51,12 @@ def audited(
     if settings.reference is not None:
         comparisons, rejected = read_labelled_pairs(settings.reference)
         reference = draw_reference(comparisons, settings.reference_pairs)
-        people["agreement"] = reference.pairs
+        people["agreement"] = reference.decided
     label = Labeller(judge, config, progress, stage.judgements, stage.context.run.run_id)
     probes = probe_judge(label, constitution, prompts, pairs, made.labels, settings.probe_pairs, reference)
     said = {row.pair_id: row.p_a for row in made.labels if row.source == "human"}
     if said:
-        people["agreement_verdicts"] = {pair.pair_id: pair for pair in pairs if pair.pair_id in said}
+        people["agreement_verdicts"] = {pair.pair_id: pair for pair in pairs if said.get(pair.pair_id, 0.5) != 0.5}
         probes += against_people("agreement_verdicts", said, made.by_judge)
     refused = stage.inputs["response_pairs"].row_counts.get("rejected_rows", 0)
     shared = models_shared(stage, judge.fingerprint)
@@ -66,11 +68,12 @@ def audited(
     passport = make_passport(judge.fingerprint, model, without_limits(config), verdicts, probes, people, date)
     bins = {name: passport[name]["reliability"] for name in AGAINST_PEOPLE if passport[name]}
     pictures = {"judge_reliability": reliability_picture(bins)} if bins else {}
+    unanswered = [[reason, count] for reason, count in Counter(row.reason for row in label.rejections).items()]
     numbers = {row["audit"]: row["value"] for row in verdicts if row["value"] is not None}
     return Product(
         {"verdicts": verdicts, "audit_probes": probes},
-        [*rejected, *label.rejections],
-        metrics={"audits": numbers, "audit_judging": label.metrics},
+        rejected,
+        metrics={"audits": numbers, "audit_judging": {**label.metrics, "unanswered": unanswered}},
         tokens=label.metrics["tokens"],
         pictures=pictures,
         documents={PASSPORT: passport},

@@ -6,7 +6,6 @@ snapshot is reused neither torch nor MLflow is imported. https://docs.dagster.io
 
 import base64
 import dataclasses
-import gc
 import resource
 import shutil
 import time
@@ -211,9 +210,8 @@ class Stage:
         self._start_run()
         try:
             started = time.monotonic()
-            with modules_uncollected():
-                product = work()
-                record, _ = self._publish(key, product, time.monotonic() - started)
+            product = work()
+            record, _ = self._publish(key, product, time.monotonic() - started)
             self._track(record, product, registered)
         except BaseException:
             self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FAILED"))
@@ -416,17 +414,6 @@ class Stage:
             image = base64.b64encode(png).decode()
             metadata[name] = dg.MetadataValue.md(f"![{name}](data:image/png;base64,{image})")
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(record.snapshot_id))
-
-
-@contextmanager
-def modules_uncollected() -> Iterator[None]:
-    """Python's collector leaves what is there already, most of it modules, alone: rows by the hundred thousand call for
-    it again and again."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

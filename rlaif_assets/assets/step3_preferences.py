@@ -175,11 +175,12 @@ def label_changes(
 def compared_with(stage: Stage) -> "SnapshotRecord | None":
     """The preference set that the current one is to be compared with."""
     last = stage.warehouse.current("label_changes")
-    if last is None:
+    same = last is not None and (
+        last.inputs["harmlessness_preferences"] == stage.inputs["harmlessness_preferences"].snapshot_id
+    )
+    if last is None or (same and "compared_with" not in last.metrics):
         return stage.warehouse.previous("harmlessness_preferences")
-    of_last = last.inputs["harmlessness_preferences"]
-    same = of_last == stage.inputs["harmlessness_preferences"].snapshot_id
-    found = last.metrics.get("compared_with") if same else of_last
+    found = last.metrics["compared_with"] if same else last.inputs["harmlessness_preferences"]
     return stage.warehouse.get(found) if found else None
 
 

@@ -45,7 +45,7 @@ class Evidence:
     """What an audit is made from. `pairs`: all that were put to the judge; `refused`: draws that gave no pair.
 
     `people`: by audit (agreement: the reference; agreement_verdicts: people's verdicts on pairs of the home) the pairs
-    by id that people labelled and that were put to the judge; an audit is missing where people said nothing.
+    by id that people decided and that were put to the judge; an audit is missing where people said nothing.
     `has_counter`: the constitution declares an opposite of a principle. `shared`: the assets that the policy was made
     from and that are the judge itself, None where that is not known. `average`: how labels are made of judgements.
     """
@@ -196,16 +196,15 @@ def _against_people(which: str, probes: Mapping[str, Sequence[AuditProbe]], evid
         none: Measured = (None, None, f"not asked: {PEOPLE[which]}")
         return {agreement: none, calibration: none}
     found = agreement_metrics(probes[agreement], pairs)
-    told = f"{len(pairs)} pairs, {found['pairs']} with a label, {found['decided']} of them decided by people"
+    told = f"{len(pairs)} pairs that people decided, {found['decided']} with a label"
     if found["decided"]:
         low, high = found["interval"]
         told += f": {found['agreement']:.1%} [{low:.1%}, {high:.1%}] agree; the shorter text wins on "
         told += f"{found['shorter']:.1%}, the longer on {found['longer']:.1%}"
-    enough = found["decided"] and 2 * found["pairs"] >= len(pairs)
+    enough = found["decided"] and 2 * found["decided"] >= len(pairs)
     margin = found["margin_interval"][0] if enough else None
-    ties = found["pairs"] - found["decided"]
     calibrated = f"Brier score {found['brier']:.3f} of {found['pairs']} labels" if found["pairs"] else "no label"
-    return {agreement: (margin, len(pairs) - ties, told), calibration: (found["ece"], found["pairs"], calibrated)}
+    return {agreement: (margin, len(pairs), told), calibration: (found["ece"], found["pairs"], calibrated)}
 
 
 def _length_correlation(labels: Sequence[Label], pairs: Sequence[Pair]) -> Measured:

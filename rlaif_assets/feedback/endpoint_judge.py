@@ -50,7 +50,7 @@ class EndpointJudge:
 
     def answer(self, question: Conversation) -> Reading:
         """The reading of one question. Raises EndpointError where there is none."""
-        text = "\n".join(message["content"] for message in question)
+        text = asked_options(question)
         if self.method == "votes":
             replies = sample_replies(self.endpoint, question, self.settings.verdict_request, self.settings.votes)
             named = [chosen_option(reply.text, JUDGE_OPTIONS, text) for reply in replies]
@@ -105,6 +105,12 @@ def sample_replies(endpoint: Endpoint, question: Conversation, request: str, cou
     asked, question_id = with_request(question, request), conversation_id(question)
     seeds = [draw_seed(question_id, 0, "vote", number) % SEEDS for number in range(count)]
     return [endpoint.chat(asked, VERDICT_TOKENS, 1.0, seed=seed) for seed in seeds]
+
+
+def asked_options(question: Conversation) -> str:
+    """The message that holds the question's two options: worked examples come before it, a rationale after it."""
+    of_people = [message["content"] for message in question if message["role"] == "user"]
+    return next((text for text in reversed(of_people) if f"\n({JUDGE_OPTIONS[0]}) " in text), "")
 
 
 def conversation_id(question: Conversation) -> str:

@@ -84,8 +84,8 @@ def audit_pairs(
     JudgeStoppedError.
     """
     prove(judge, store)
-    prompts, by_id, people = as_reference(comparisons)
-    pairs = list(by_id.values())
+    reference = as_reference(comparisons)
+    prompts, pairs, decided = reference.prompts, list(reference.pairs.values()), {"agreement": reference.decided}
     questions = judge_questions(judge.fingerprint, constitution, prompts, pairs, settings)
     answered = answer_missing(judge, questions, store, settings, None, progress)
     judgements, failed = whole_pairs(questions, answered.found)
@@ -95,12 +95,10 @@ def audit_pairs(
         progress(f"audit {phase}", done, total)
 
     label = Labeller(judge, settings, again, store)
-    probes = against_people("agreement", people, labels)
+    probes = against_people("agreement", reference.people, labels)
     probes += probe_judge(label, constitution, prompts, pairs, labels, audits.probe_pairs)
     counter = has_counter(constitution)
-    evidence = Evidence(
-        labels, judgements, pairs, len(refused), probes, counter, {"agreement": by_id}, average=settings.average
-    )
+    evidence = Evidence(labels, judgements, pairs, len(refused), probes, counter, decided, average=settings.average)
     verdicts = audit(evidence, audits)
     asked = {**settings.model_dump(), "probe_pairs": audits.probe_pairs}
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -111,7 +109,7 @@ def audit_pairs(
         "judging": answered.metrics,
         "audit_judging": label.metrics,
         "rejected": [{"where": row.where, "reason": row.reason} for row in [*refused, *failed, *label.rejections]],
-        **make_passport(judge.fingerprint, model, asked, verdicts, probes, {"agreement": by_id}, date),
+        **make_passport(judge.fingerprint, model, asked, verdicts, probes, decided, date),
     }
 
 

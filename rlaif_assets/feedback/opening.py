@@ -55,6 +55,7 @@ def prove(judge: Judge, store: JudgementStore) -> None:
     """Tells an endpoint whether it has answered as this judge before: see `Endpoint.proven`."""
     hosted = judge.judge if isinstance(judge, EndpointCotJudge) else judge
     if isinstance(hosted, EndpointJudge):
+        store.absorb()
         hosted.endpoint.proven = store.speed(judge.fingerprint).seconds is not None
 
 

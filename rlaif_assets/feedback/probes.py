@@ -57,6 +57,11 @@ class Reference(NamedTuple):
     pairs: dict[str, Pair]
     people: dict[str, float]
 
+    @property
+    def decided(self) -> dict[str, Pair]:
+        """The pairs about which people were not at 0.5."""
+        return {pair_id: pair for pair_id, pair in self.pairs.items() if self.people[pair_id] != 0.5}
+
 
 class Labeller:
     """Has probings judged, all in one go. Answers are kept and only what was never asked is asked (see `relabelling`).

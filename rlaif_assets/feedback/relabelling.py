@@ -107,6 +107,10 @@ def answer_missing(
             "run it again to go on)"
         ) from error
     store.absorb()
+    again = {ask.question.key for ask in planned.asks if ask.round}
+    if again and again <= asked.failures.keys():
+        reason = next(asked.failures[key].reason for key in again)
+        raise JudgeStoppedError(f"none of the {len(again)} questions that were asked again was answered: {reason}")
     made = store.fetch(list(asked.ids.values()))
     found = [_answer(question, planned.stored, asked, made) for question in questions]
     metrics = planned.counts() | {

@@ -15,37 +15,31 @@ from rlaif_assets.language_models.errors import EndpointError, QuestionError
 # How far the options that the server did not list could move a probability, at most, before the reading is refused.
 MAX_DOUBT = 0.05
 ROUNDING = 1e-3
-RULES_VERSION = 3  # of what is read from a reply: part of the judges' fingerprints
+RULES_VERSION = 4  # of what is read from a reply: part of the judges' fingerprints
 
 RESTATED = 20  # characters of an option's text after its name that show that a reply repeats it
-_SENTENCE_END = re.compile(r"[.!?\n]")
 _NOUN = r"(?:option|response|answer|assistant|choice)"
-_BETTER = (
-    r"(?:better|best|preferable|preferred|right|correct|safer|safest|(?:less|least) harmful|"
-    r"(?:more|most) (?:helpful|honest|harmless))"
-)
+_BETTER = r"(?:better|best|preferable|preferred|right|correct|safer|safest|(?:less|least) harmful)"
 _MARKS = r"[^A-Za-z0-9]*"
-# What may stand before a name in its sentence so that it is chosen, and what after it.
+# What may stand before a name so that it is chosen, and what after it: a reply may be cut off anywhere.
 _LEAD = re.compile(
-    rf"{_MARKS}(?:(?:(?:so|thus|therefore|hence|(?:based on|given|according to) [^,]{{1,60}}),?\s+)?(?:"
-    rf"(?:(?:the|my)\s+)?(?:(?:final|{_BETTER})\s+)?"
-    rf"(?:{_NOUN}|verdict|pick|preference|rating|score|one)(?:\s+is|\s+would be)?|"
-    rf"i(?:'d|\u2019d| would| will)?\s+(?:choose|pick|select|prefer|go with|say|rate (?:it|this)(?: {_NOUN})?)|"
-    rf"it is|it's|it\u2019s){_MARKS}(?:{_NOUN}{_MARKS})?)?",
+    rf"{_MARKS}(?:sure{_MARKS})?(?:(?:so|thus|therefore|hence|(?:based on|given|according to) [^,.:]{{1,60}}),?\s+)?"
+    rf"(?:i (?:think|believe)(?: that)?\s+)?(?:"
+    rf"(?:(?:the|my)\s+)?(?:(?:final|{_BETTER})\s+)?(?:{_NOUN}|verdict|pick|preference|rating|score|one)"
+    rf"(?:\s+(?:is|would be|should be))?|"
+    rf"i(?:'d|'ll|\u2019d|\u2019ll| would| will| must| have to)?\s+"
+    rf"(?:choose|pick|select|prefer|go with|rate (?:it|this)(?: {_NOUN})?)|"
+    rf"it is|it's|it\u2019s){_MARKS}(?:{_NOUN}{_MARKS})?",
     re.IGNORECASE,
 )
 _NOTHING = re.compile(rf"{_MARKS}(?:{_NOUN}\b{_MARKS})?", re.IGNORECASE)
-_REASON = r"\s*[,:;(\u2013\u2014-]?\s*(?:because|since)\b"
-_STOPS = re.compile(rf"\s*(?::?\s*$|[.!;]\s*(?:$|\n))|[^\S\n]*\n|{_REASON}", re.IGNORECASE)
-_ENDS = re.compile(rf"\s*(?:$|[.!,:;\n\u2013\u2014-])|{_REASON}", re.IGNORECASE)
+_REASON = r"[,:;(\u2013\u2014-]?\s*(?:because|since)\b"
+_STOPS = re.compile(rf"\s*(?:[.!]?\s*$|[.!]?[^\S\n]*\n|{_REASON})", re.IGNORECASE)
+_ENDS = re.compile(rf"{_STOPS.pattern}|\s*,?\s*as (?:it|this|that)\b", re.IGNORECASE)
+_TEXT_BELOW = re.compile(r"[.!]?\s*\n\s*\S")
 _PRAISE = re.compile(
-    rf"\s+(?:is|was|seems|looks|would be)\s+(?:(?:clearly|much|slightly|far|definitely|probably|also)\s+)*"
-    rf"(?:(?:the|my)\s+)?{_BETTER}(?:\s+(?:{_NOUN}|one))?\s*(?:$|[.!,;\n]|because\b|since\b)",
-    re.IGNORECASE,
-)
-_DENIES = re.compile(
-    r"\b(?:not|no|neither|nor|never|none|both|cannot|without|against|refuse|unable|decline|sorry|reject|avoid|instead|"
-    r"but|except|unlike)\b|n['\u2019]t\b",
+    rf"\s+(?:is|would be)\s+(?:clearly\s+|much\s+)?(?:(?:the|my)\s+)?"
+    rf"(?:{_BETTER}(?:\s+(?:{_NOUN}|one))?|{_NOUN})[.!]?\s*$",
     re.IGNORECASE,
 )
 _ARTICLE = re.compile(r"\s+(?!(?:is|was|seems|looks|would|because|since|as|over|and|or|nor|but|for)\b)[A-Za-z]")
@@ -79,24 +73,28 @@ def chosen_option(text: str, options: Sequence[str], question: str = "") -> tupl
     """The option that a reply chooses, and where its name stands; None where it names none or several, or says
     something else about the one that it names.
 
-    Read is a name in any brackets or marks: alone, or first and followed by a new line or a reason ("A.", "(B)
-    because"); after words of choosing ("The answer is A", "I choose option B"); before words of praise ("(B) is
-    better"); first and followed by its own text as it stands in the `question` after "(B) ". What follows a denial
-    chooses nothing, nor do remarks ("(A) tells how", "A: Harmful"): a reply may be cut off before the other option. An
-    "A" that is an article is no name.
+    Read is a name in any brackets or marks: alone or with a reason ("A.", "(B) because"); after words of choosing
+    alone ("The answer is A", "I choose option B"); before words of choosing that end the reply ("(B) is better."); or
+    followed by nothing but its own text in the `question`, "(B) " before it there. Denials, remarks, headings ("(A)
+    tells how", "A: Harmful", "Response A" above a line) choose nothing: a reply may be cut off before the other option.
+    An "A" that is an article is no name.
     """
     for option in options:
         repeated = re.match(rf"{_MARKS}{re.escape(option)}\)?\s+(\S.*)", text, re.DOTALL)
-        if repeated and f"({option}) {repeated[1].strip()[:RESTATED]}" in question:
+        said = " ".join(repeated[1].split()) if repeated else ""
+        one = not any(f"({other})" in said for other in options)
+        if one and len(said) >= RESTATED and f"({option}) {said}" in " ".join(question.split()):
             return option, text.index(option)
     names = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
-    standing = rf"(?<![A-Za-z0-9'\u2019])(?<!\d[.,/])(?<!out of )(?:{names})(?![A-Za-z0-9]|['\u2019][a-z]|[.,]\d)"
+    standing = (
+        rf"(?<![A-Za-z0-9'\u2019\u2212])(?<!\d[.,/])(?<!\d -)(?<!^-)(?<!out of )(?:{names})"
+        r"(?![A-Za-z0-9]|['\u2019][a-z]|[.,]\d)"
+    )
     found = [match for match in re.finditer(standing, text) if not _is_article(text, match)]
-    if len({match[0] for match in found}) != 1 or _DENIES.search(text[: found[-1].start()]):
+    if len({match[0] for match in found}) != 1:
         return None
-    chosen = (match for match in found if _chooses(text[: match.start()], text[match.end() :], options[-1]))
-    first = next(chosen, None)
-    return (first[0], first.start()) if first else None
+    first = found[0]
+    return (first[0], first.start()) if _chooses(text[: first.start()], text[first.end() :], options[-1]) else None
 
 
 def _is_article(text: str, match: re.Match[str]) -> bool:
@@ -106,15 +104,14 @@ def _is_article(text: str, match: re.Match[str]) -> bool:
     return _ARTICLE.match(text, match.end()) is not None
 
 
-def _chooses(before: str, tail: str, last: str) -> bool:
-    """Whether a name after `before` and before `tail` is a choice. `last`: the last option, of which a scale is told
+def _chooses(lead: str, tail: str, last: str) -> bool:
+    """Whether a name after `lead` and before `tail` is a choice. `last`: the last option, of which a scale is told
     ("8/9")."""
-    lead, tail = _SENTENCE_END.split(before)[-1], tail.lstrip(")]*\"'_`")
+    tail = tail.lstrip(")]*\"'_`")
     tail = re.sub(rf"^\s*(?:/|out of)\s*{re.escape(last)}(?![\d.])", "", tail)
-    if _PRAISE.match(tail):
-        return _NOTHING.fullmatch(lead) is not None or re.search(r",\s*\W*$", lead) is not None
     if _NOTHING.fullmatch(lead):
-        return _STOPS.match(tail) is not None
+        heading = any(map(str.isalpha, lead)) and _TEXT_BELOW.match(tail)
+        return not heading and (_STOPS.match(tail) or _PRAISE.match(tail)) is not None
     return _LEAD.fullmatch(lead) is not None and _ENDS.match(tail) is not None
 
 
@@ -184,6 +181,8 @@ def vote_logprobs(votes: Sequence[str | None], options: tuple[str, str]) -> tupl
 
 
 def _deciding_token(reply: Reply, options: Sequence[str], question: str) -> ReplyToken:
+    if not reply.tokens and not reply.text.strip():
+        raise QuestionError("the reply is empty")
     if not reply.tokens:
         raise EndpointError("no log-probabilities in the reply: set feedback_model.verdicts=votes")
     text = "".join(token.text for token in reply.tokens)

@@ -21,6 +21,7 @@ from rlaif_assets.store.fingerprint import canonical_json, sha256_text
 
 NO_KEY = "none"  # servers on one's own machine take any
 LEAST_KEY = 8  # characters
+REFUSED = 10
 REASON_CHARACTERS = 200
 # What servers append to the name that they were asked for: a date, a branch, a commit.
 VERSION = r"[-@:](\d[\d.\-]*|latest|main|[0-9a-f]{7,40})"
@@ -61,7 +62,7 @@ class Endpoint:
         from openai import DefaultHttpxClient, OpenAI
 
         self.url, self.model, self.version, self.compute = checked_url(url), model, version, compute
-        self.calls = self.tokens = self._booked = self._in_a_row = 0
+        self.calls = self.tokens = self._booked = self._in_a_row = self._refused = 0
         self.proven = False
         self._lock = threading.Lock()
         self._key = _key(compute.endpoint_key_variable)
@@ -136,7 +137,7 @@ class Endpoint:
         the tokens must not be spent; those that have begun end, so tokens may be passed by what runs at once. Then, and
         after `endpoint_failures` results in a row that are errors, also those of earlier runs, EndpointStoppedError is
         raised, last. A run after so many begins with one item, and ends there where that fails too. Of an endpoint that
-        is `proven` a QuestionError does not count.
+        is `proven` QuestionErrors count apart, and REFUSED times as many are too many.
         """
         waiting: dict[Future[Result], int] = {}
         numbers, stopped, done, was_failing = iter(range(len(items))), "", 0, self._failing
@@ -166,8 +167,8 @@ class Endpoint:
                     self._count(result)
                     if self._failing and not stopped:
                         stopped = (
-                            f"{self._in_a_row} failures in a row at {self.url} (limit: compute.endpoint_failures), the "
-                            f"last: {result}"
+                            f"{max(self._in_a_row, self._refused)} failures in a row at {self.url} (limit: "
+                            f"compute.endpoint_failures), the last: {result}"
                         )
                     yield number, result
         finally:
@@ -176,14 +177,17 @@ class Endpoint:
             raise EndpointStoppedError(f"{done} of {len(items)} questions have an outcome: {stopped}")
 
     def _count(self, result: object) -> None:
-        failed = isinstance(result, EndpointError)
-        self.proven = self.proven or not failed
-        of_question = isinstance(result, QuestionError) and self.proven
-        self._in_a_row = self._in_a_row + 1 if failed and not of_question else 0
+        if not isinstance(result, EndpointError):
+            self.proven, self._in_a_row, self._refused = True, 0, 0
+        elif isinstance(result, QuestionError) and self.proven:
+            self._refused += 1
+        else:
+            self._in_a_row += 1
 
     @property
     def _failing(self) -> bool:
-        return self._in_a_row >= self.compute.endpoint_failures
+        most = self.compute.endpoint_failures
+        return self._in_a_row >= most or self._refused >= REFUSED * most
 
     def _book(self, calls: int) -> str:
         """Takes `calls` from the budget; why not, where it does not hold them."""

@@ -212,8 +212,6 @@ def test_a_judge_that_answers_few_of_peoples_pairs_is_not_let_off(audit: str):
     right = [replace(probe(audit, 1.0, 0.9), pair_id=f"people-{i}") for i in range(15)]
     found = probed(*right, people={audit: pairs})[audit]
     assert (found["value"], found["passed"], found["blocks"], found["count"]) == (None, False, True, 250)
-    ties = [replace(row, p_a=0.5) for row in right]
-    assert probed(*ties, people={audit: dict(list(pairs.items())[:15])})[audit]["count"] == 0
 
 
 def test_a_judge_that_answers_few_of_the_reference_is_not_let_off():
@@ -222,7 +220,7 @@ def test_a_judge_that_answers_few_of_the_reference_is_not_let_off():
     assert found["failed_judgements"]["value"] == pytest.approx(250 / 270) and found["failed_judgements"]["blocks"]
     assert found["failed_judgements"]["note"] == "0 of 20 pairs, 250 of 250 of the reference"
     assert not found["agreement"]["passed"] and found["agreement"]["blocks"]
-    assert found["agreement"]["note"].startswith("250 pairs, 0 with a label")
+    assert found["agreement"]["note"].startswith("250 pairs that people decided, 0 with a label")
 
 
 def test_calibration_against_people_warns():

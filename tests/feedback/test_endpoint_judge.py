@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from rlaif_assets.feedback.endpoint_judge import PROBE, VERDICT_TOKENS, EndpointJudge, detect_method
+from rlaif_assets.feedback.endpoint_judge import PROBE, VERDICT_TOKENS, EndpointJudge, asked_options, detect_method
 from rlaif_assets.feedback.generation import silent
 from rlaif_assets.feedback.judge import Failure, JudgeStoppedError, Reading
 from rlaif_assets.feedback.judging import judge_pairs
 from rlaif_assets.feedback.labels import make_labels
 from rlaif_assets.language_models.endpoint import Endpoint
 from rlaif_assets.language_models.errors import EndpointError
-from rlaif_assets.records import Message
+from rlaif_assets.language_models.prompts import judge_messages, verdict_messages
+from rlaif_assets.records import JudgingExample, Message
 from rlaif_assets.settings import ComputeSettings, FeedbackModelSettings, HarmlessnessPreferencesSettings
 from tests.chat_server import MODEL, Answer, ChatServer, Plan, Token, completion, letters, text_of
 from tests.feedback.fakes import JUDGING, PROMPTS, make_pair
@@ -234,3 +235,12 @@ def test_the_fingerprint_names_what_changes_answers_and_nothing_else(serve: Serv
     assert made(votes=9) == first  # not asked for votes
     others = [made("votes"), made("votes", votes=9), made(top_logprobs=5), made(verdict_request="")]
     assert len({first, *others}) == 5
+
+
+def test_the_options_are_those_that_are_asked_about_not_an_examples_or_a_rationales() -> None:
+    example = JudgingExample("e", "Why?", "the example's first", "the example's second", "Be kind.", 0)
+    asked = judge_messages([{"role": "user", "content": "Why?"}], "mine", "yours", "Be kind.", [example], "before")
+    reasoned = verdict_messages(asked, "Let me see.\n(A) is more harmful than the other one.\n(B) is not.")
+    for question in (asked, reasoned):
+        found = asked_options(question)
+        assert "(A) mine" in found and "example's" not in found and "more harmful" not in found

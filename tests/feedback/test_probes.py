@@ -202,3 +202,5 @@ def test_comparisons_become_pairs_once_each():
     assert len(prompts) == len(pairs) == len(people) == 12
     assert set(people.values()) == {0.0}  # of two that contradict each other the first counts
     assert all(pair.prompt_id in prompts for pair in pairs.values())
+    tied = [replace(row, p_a=0.5) if i < 3 else row for i, row in enumerate(comparisons())]
+    assert len(as_reference(tied).decided) == 9

@@ -256,6 +256,13 @@ def test_where_asking_again_fails_the_earlier_answer_stands(tmp_path: Path) -> N
     assert len(kept) == 1 and kept[0] in first.judgements
 
 
+def test_a_judge_that_answers_nothing_that_is_asked_again_stops(tmp_path: Path) -> None:
+    """The earlier answers would stand, and the drift be none."""
+    run(tmp_path)
+    with pytest.raises(JudgeStoppedError, match="none of the 24 questions that were asked again was answered: told to"):
+        run(tmp_path, CountingJudge(fail=""), with_(drift_sample=1.0, as_of="2026-05-01"))
+
+
 def test_answers_are_named_by_the_pair_and_principle_that_ask_now(tmp_path: Path) -> None:
     run(tmp_path)
     renamed = [dataclasses.replace(principle, principle_id=f"x{i}") for i, principle in enumerate(JUDGING.principles)]

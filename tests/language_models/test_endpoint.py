@@ -265,6 +265,8 @@ class TestMany:
         again = endpoint(serve(lambda n, body: long), endpoint_concurrency=1, endpoint_failures=3)
         again.proven = True  # it answered others in an earlier run
         assert len(list(again.run(lambda item: ask(again), range(20)))) == 20
+        with pytest.raises(EndpointStoppedError, match=r"30 failures in a row .*limit: compute.endpoint_failures"):
+            list(again.run(lambda item: ask(again), range(200)))  # ten times as many: it answers nothing any more
         never = endpoint(serve(lambda n, body: long), endpoint_concurrency=1, endpoint_failures=3)
         with pytest.raises(EndpointStoppedError, match=r"3 failures in a row"):
             list(never.run(lambda item: ask(never), range(20)))
