@@ -277,8 +277,16 @@ def test_doctor_says_where_the_warehouse_cannot_be_read(home: Path):
 def test_a_run_that_is_terminated_says_so(home: Path):
     process = start_command("run", "--select", "base_model,critique_constitution,red_team_prompts,revised_responses")
     assert process.stdout is not None
+
+    def answering() -> bool:
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            steps = [step for run in instance.get_runs() for step in instance.get_run_step_stats(run.run_id)]
+        return any(step.step_key == "revised_responses" and step.start_time for step in steps)
+
     try:
-        next(line for line in process.stdout if "revised_responses" in line)
+        next(line for line in process.stdout if "red_team_prompts" in line)
+        while process.poll() is None and not answering():
+            pass
         process.terminate()
         told = process.stdout.read()
         assert process.wait(60) == 1
