@@ -110,14 +110,14 @@ def labels_flipped(context: dg.SensorEvaluationContext, storage: Storage) -> dg.
         return dg.SkipReason("no reward model was trained yet")
     if labels.snapshot_id == context.cursor:
         return dg.SkipReason("nothing was relabelled since")
-    flipped, count = flips_since(warehouse, trained.inputs["harmlessness_preferences"], labels.snapshot_id)
+    flips, count = flips_since(warehouse, trained.inputs["harmlessness_preferences"], labels.snapshot_id)
     if not count:
         reason = dg.SkipReason("the reward model was trained on other pairs: no label can be compared")
         return dg.SensorResult(skip_reason=reason, cursor=labels.snapshot_id)
     limit = PROFILE.relabel.retrain_flipped_share
-    share = f"{flipped / count:.1%}, limit {limit:.1%}"
-    told = f"{flipped} of {count} labels flipped since the reward model was trained ({share})"
-    if flipped / count <= limit:
+    share = f"{flips / count:.1%}, limit {limit:.1%}"
+    told = f"{flips} of {count} labels flipped since the reward model was trained ({share})"
+    if flips / count <= limit:
         return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=labels.snapshot_id)
     verdicts = under_limits(warehouse.rows("verdicts", labels.snapshot_id), PROFILE.audits)
     failed = failed_audits(verdicts) or ("" if verdicts else "it was never audited")
@@ -129,11 +129,13 @@ def labels_flipped(context: dg.SensorEvaluationContext, storage: Storage) -> dg.
 
 def flips_since(warehouse: "Warehouse", trained_on: str, current: str) -> tuple[int, int]:
     """How many labels of two preference sets are on different sides of 0.5, and how many pairs both label."""
+    from rlaif_assets.feedback.changes import flipped
+
     before, now = (
         {row["pair_id"]: row["p_a"] for row in warehouse.rows("labels", snapshot)} for snapshot in (trained_on, current)
     )
     both = before.keys() & now.keys()
-    return sum((before[pair] - 0.5) * (now[pair] - 0.5) < 0 for pair in both), len(both)
+    return sum(flipped(before[pair], now[pair]) for pair in both), len(both)
 
 
 def another_relabel(instance: dg.DagsterInstance, storage: Storage) -> str | None:

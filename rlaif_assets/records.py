@@ -252,8 +252,8 @@ class AuditProbe:
     """A pair that an audit had judged again, otherwise: `other` is the p_a that came of it.
 
     `p_a` is what it is compared with: the pair's label (texts_swap, other_principle), the label under the principle
-    (counter_principle), or what people said (agreement). Under exchanged texts `other` belongs to the response that was
-    B. `principle_id` is None where several principles made the label.
+    (counter_principle), or what people said (agreement, agreement_verdicts). Under exchanged texts `other` belongs to
+    the response that was B. `principle_id` is None where several principles made the label.
     """
 
     audit: str

@@ -41,9 +41,9 @@ def compare(
     principles = _by_principle(old, new)
     changes += [_change("principle", name, principles[name]) for name in sorted(principles)]
     changes += [_change("category", name, categories[name]) for name in sorted(categories)]
-    flipped = [(was, now) for was, now in both if _flipped(was.p_a, now.p_a)]
-    flipped.sort(key=lambda pair: (-abs(pair[1].p_a - pair[0].p_a), pair[1].pair_id))
-    return changes, [_flip(was, now, old, new, by_id, prompts) for was, now in flipped[:largest]]
+    flips = [(was, now) for was, now in both if flipped(was.p_a, now.p_a)]
+    flips.sort(key=lambda pair: (-abs(pair[1].p_a - pair[0].p_a), pair[1].pair_id))
+    return changes, [_flip(was, now, old, new, by_id, prompts) for was, now in flips[:largest]]
 
 
 def change_metrics(changes: Sequence[LabelChange], old: Labelled, new: Labelled) -> dict[str, Any]:
@@ -88,11 +88,12 @@ def _p_a_by_principle(side: Labelled) -> dict[tuple[str, str], float]:
 
 def _change(scope: Scope, name: str, values: Sequence[tuple[float, float]]) -> LabelChange:
     moved = [abs(new - old) for old, new in values]
-    flipped = sum(_flipped(old, new) for old, new in values)
-    return LabelChange(scope, name, len(values), flipped, math.fsum(moved) / len(moved) if moved else None)
+    count = sum(flipped(old, new) for old, new in values)
+    return LabelChange(scope, name, len(values), count, math.fsum(moved) / len(moved) if moved else None)
 
 
-def _flipped(old: float, new: float) -> bool:
+def flipped(old: float, new: float) -> bool:
+    """Whether two p_a are on different sides of 0.5."""
     return (old - 0.5) * (new - 0.5) < 0
 
 

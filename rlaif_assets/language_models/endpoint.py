@@ -21,7 +21,7 @@ from rlaif_assets.store.fingerprint import canonical_json, sha256_text
 
 NO_KEY = "none"  # servers on one's own machine take any
 LEAST_KEY = 8  # characters
-REFUSED = 10
+REFUSED = 10  # times endpoint_failures
 REASON_CHARACTERS = 200
 # What servers append to the name that they were asked for: a date, a branch, a commit.
 VERSION = r"[-@:](\d[\d.\-]*|latest|main|[0-9a-f]{7,40})"
