@@ -42,7 +42,7 @@ ui: setup
 	$(BIN)/rlaif ui --profile pocket
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ from tests.chat_server import ChatServer, Plan, chat_server
 from tests.homes import Home, failure, metadata
 
 os.environ["OMP_NUM_THREADS"] = "1"  # torch is imported later; tiny models are slower with more threads
+for name in ("COLUMNS", "LINES"):  # a worker of pytest-xdist sets them, and a console would keep that size
+    os.environ.pop(name, None)
 settings.register_profile("rlaif", deadline=None)  # a busy machine is no failure
 settings.load_profile("rlaif")
 
