@@ -43,6 +43,7 @@ from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.ppo import train_ppo
 from rlaif_assets.training.reward_model import train_reward_model
+from rlaif_assets.training.rewards import preference_reward
 
 CONTROLS = ("permuted", "half", "inverted")
 TRUE = "true"
@@ -97,6 +98,9 @@ def read_home(folder: Path) -> Home:
     if evaluation is None:
         raise ControlError(f"{folder} holds no evaluation yet: run `rlaif run --home {folder}` first")
     ppo = warehouse.get(evaluation.inputs["ppo_policy"])
+    reward = ppo.settings.get("reward", "reward_model")
+    if reward != "reward_model":
+        raise ControlError(f"{folder}: its policy was paid by {reward}, so that the labels did not make it")
     home = Home(warehouse, evaluation, ppo, warehouse.get(ppo.inputs["reward_model"]))
     known = [r for r in home.rates() if r.measure == "harmless_rate" and r.value is not None]
     if not {(split, policy) for split in SPLITS for policy in ("sl_cai", "ppo")} <= {
@@ -149,7 +153,7 @@ def run_control(home: Home, control: str, work: Path, compute: ComputeSettings) 
     sl_cai = home.folder(home.ppo, "sl_cai_checkpoint")
     ppo = train_ppo(
         sl_cai,
-        work / "reward_model",
+        preference_reward(work / "reward_model", compute),
         home.prompts(home.ppo, "red_team_prompts"),
         home.prompts(home.ppo, "helpful_prompts"),
         recorded(PpoPolicySettings, home.ppo),

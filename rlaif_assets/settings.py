@@ -279,7 +279,12 @@ class PpoPolicySettings(Settings):
     temperature: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=1e-6, ge=0)
     value_learning_rate: float = Field(default=1e-5, ge=0)
-    kl_coefficient: float = Field(default=0.05, ge=0)
+    kl_coefficient: float = Field(default=0.05, ge=0, description="score paid per nat of KL to SL-CAI")
+    kl_estimator: Literal["k1", "k3"] = Field(default="k1", description="of the KL that is paid, per token")
+    kl_target: float | None = Field(
+        default=None, gt=0, description="nats per answer that the coefficient is steered to; null keeps it fixed"
+    )
+    kl_horizon: int = Field(default=10_000, ge=1, description="answers over which the coefficient is steered")
     clip_range: float = Field(default=0.2, gt=0)
     value_clip_range: float = Field(default=0.2, gt=0)
     gamma: float = Field(default=1.0, ge=0, le=1)
@@ -289,10 +294,16 @@ class PpoPolicySettings(Settings):
         default=-1.0, description="an answer without EOS earns its normalised score, but at most this"
     )
     score_clip: float = Field(default=5.0, gt=0)
+    length_penalty: float = Field(default=0.0, ge=0, description="normalised score paid per token of an answer")
     harmful_share: float = Field(
         default=0.5, ge=0, le=1, description="share of rollout prompts drawn from red_team_prompts"
     )
     max_prompt_tokens: int = Field(default=1024, ge=1)
+    reward: str = Field(
+        default="reward_model",
+        description="reward_model, judge (direct RLAIF), package.module:function or FILE.py:function",
+    )
+    lora_rank: int = Field(default=0, ge=0, description="rank of adapters on all linear layers; 0 trains all weights")
     seed: Seed = 0
 
 
@@ -312,6 +323,11 @@ class ComputeSettings(Settings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda:i")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's default")
     batch_tokens: int = Field(default=8192, ge=1, description="padded tokens per forward pass")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of PPO's forward passes; weights and optimiser stay float32"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="PPO: less memory, a second forward pass")
+    checkpoint_seconds: float = Field(default=60.0, ge=0, description="PPO: work that a kill may cost, at most")
     progress: Literal["log", "bar", "none"] = "log"
     endpoint_key_variable: str = Field(
         default="OPENAI_API_KEY",

@@ -162,9 +162,9 @@ def test_all_but_the_labels_is_what_the_home_was_made_with(
     assert start.parent.name == "pmp_checkpoint"
     assert [row.p_a for row in labels] == [0.5] * 12 + [1.0, 0.0]
     assert (len(pairs), len(comparisons), settings) == (14, 4, REWARD)
-    policy, reward_model, red_team, helpful, ppo_settings = given["train_ppo"][:5]
+    policy, reward, red_team, helpful, ppo_settings = given["train_ppo"][:5]
     assert policy.parent.name == "sl_cai_checkpoint" and ppo_settings == PPO
-    assert reward_model == given["train_reward_model"][6]
+    assert reward.scorer.folder == given["train_reward_model"][6]
     assert {prompt.split for prompt in [*prompts, *red_team, *helpful]} == {"train"}
 
     true, half = (json.loads(line) for line in (output / "controls.jsonl").read_text().splitlines())

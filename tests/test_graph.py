@@ -51,7 +51,17 @@ STEPS = {
             "helpfulness_preferences",
         },
     ),
-    "ppo_policy": ("step_5_ppo", {"sl_cai_checkpoint", "reward_model", "red_team_prompts", "helpful_prompts"}),
+    "ppo_policy": (
+        "step_5_ppo",
+        {
+            "sl_cai_checkpoint",
+            "reward_model",
+            "red_team_prompts",
+            "helpful_prompts",
+            "judging_constitution",
+            "feedback_model",
+        },
+    ),
     "policy_evaluation": (
         "evaluation",
         {

@@ -8,6 +8,7 @@ from rlaif_assets.settings import FeedbackModelSettings, HarmlessnessPreferences
 
 if TYPE_CHECKING:
     from rlaif_assets.feedback.judge import Judge
+    from rlaif_assets.feedback.rating import Rater
 
 
 def judge_of(stage: Stage) -> "Judge":
@@ -24,6 +25,17 @@ def judge_of(stage: Stage) -> "Judge":
     judge = endpoint_judge(row, asked, judging, stage.compute.endpoint)
     prove(judge, stage.judgements)
     return judge
+
+
+def rater_of(stage: Stage) -> "Rater":
+    """The feedback model as one that rates single answers; an endpoint is asked as it was recorded."""
+    from rlaif_assets.feedback.rating import EndpointRater, LocalRater
+
+    row = stage.external("feedback_model")
+    if row["verdicts"] is None:
+        return LocalRater(stage.model("feedback_model"))
+    asked = FeedbackModelSettings(**stage.inputs["feedback_model"].settings)
+    return EndpointRater(stage.compute.endpoint(row["source"], row["model"], row["revision"]), row["verdicts"], asked)
 
 
 def judging_settings_of(stage: Stage) -> HarmlessnessPreferencesSettings:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FORCE_TAG = "rlaif/force"
 SKIPPED_TAG = "rlaif/skipped"  # on a run that left something out, with the reason
 PASSPORT = "passport"  # the metric that holds the judge's passport, or its id where labels that carry it were used
+RESUME_FOLDER = "unfinished"
 PREVIEW_ROWS = 10
 PREVIEW_CHARACTERS = 200
 NO_OPTIONS: Mapping[str, Any] = {}
@@ -83,6 +84,7 @@ class Stage:
         self.tracker = tracking.tracker(self.home)
         self.progress = make_progress(compute.progress, context.log.info, self.asset)
         self.inputs = {name: self._upstream(name) for name in self._upstream_names()}
+        self.key = ""  # known when recording begins
         self.run_id: str | None = None
         self.history: defaultdict[str, list[float]] = defaultdict(list)
         self.untold = ""  # why MLflow lacks something
@@ -173,6 +175,10 @@ class Stage:
         self._work_folders.append(new_work_folder(self.home))
         return self._work_folders[-1]
 
+    def resume_file(self) -> Path:
+        """Where a long training keeps its state, for a later run of the same key that a kill made necessary."""
+        return self.home / RESUME_FOLDER / f"{self.asset}-{self.key[:32]}.pt"
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Metrics of one training step: to the asset's MLflow run, and into `history` by name."""
         for name, value in metrics.items():
@@ -197,7 +203,7 @@ class Stage:
         comes out as it is. Raises Failure, without retries, for the user's errors.
         """
         with user_errors():
-            key = self._key(identity() if identity else self.config.model_dump())
+            self.key = key = self._key(identity() if identity else self.config.model_dump())
             found = None if self.forced else self.warehouse.find(self.asset, key)
             if found is not None:
                 self._finish_tracking(found, registered)

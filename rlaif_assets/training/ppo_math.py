@@ -19,7 +19,8 @@ def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """Per-token KL(policy || reference) estimate (q/p - 1) - log(q/p): unbiased, never negative, of lower variance.
 
-    For reports only. Its gradient is not the gradient of the KL (http://joschu.net/blog/kl-approx.html).
+    For rewards and reports, never as a loss: its gradient is not the gradient of the KL
+    (http://joschu.net/blog/kl-approx.html).
     """
     log_ratio = (reference_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return log_ratio.exp() - 1.0 - log_ratio
@@ -31,6 +32,15 @@ def final_scores(scores: Tensor, finished: Tensor, score_clip: float, missing_eo
     """
     clipped = scores.clamp(-score_clip, score_clip)
     return torch.where(finished, clipped, clipped.clamp(max=missing_eos_penalty))
+
+
+def adapted_coefficient(coefficient: float, kl: float, target: float, answers: int, horizon: int) -> float:
+    """The next KL coefficient, which nears the KL to the target: c (1 + clip(kl / target - 1, +-0.2) n / horizon).
+
+    Ziegler et al. 2019, section 2.2. `answers` is the n that the mean `kl` (nats per answer) was taken over.
+    """
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return coefficient * max(0.0, 1.0 + error * answers / horizon)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:

@@ -176,13 +176,18 @@ class PreferenceScorer:
                 scores[rows] = sequence_scores(self.model, [sequences[row] for row in rows]).cpu().numpy()
         return scores
 
-    def normalised(self, scores: np.ndarray) -> np.ndarray:
-        """(scores - mean) / spread, with the numbers that `write_normalisation` stored beside the weights."""
+    def normalisation(self) -> tuple[float, float]:
+        """Mean and spread that `write_normalisation` stored beside the weights."""
         path = self.folder / NORMALISATION_FILE
         if not path.is_file():
             raise TrainingError(f"{self.folder.name} has no {NORMALISATION_FILE}: materialize reward_model again")
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return (np.asarray(scores, dtype=np.float64) - stored["mean"]) / stored["spread"]
+        return stored["mean"], stored["spread"]
+
+    def normalised(self, scores: np.ndarray) -> np.ndarray:
+        """(scores - mean) / spread, float64."""
+        mean, spread = self.normalisation()
+        return (np.asarray(scores, dtype=np.float64) - mean) / spread
 
 
 def write_normalisation(folder: Path, scores: np.ndarray) -> dict[str, float]:

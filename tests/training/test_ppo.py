@@ -19,6 +19,8 @@ from rlaif_assets.settings import ComputeSettings, PpoPolicySettings
 from rlaif_assets.training import ppo, ppo_math
 from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.preference_model import PreferenceScorer, load_preference_model
+from rlaif_assets.training.rewards import Reward, preference_reward
+from rlaif_assets.training.rollouts import Rollouts, answer_logits, micro_batches, pack, sample_rollouts, token_logprobs
 from tests.tiny_models import KINDS, Kind, tiny_model
 
 COMPUTE = ComputeSettings(device="cpu", threads=1, batch_tokens=256, progress="none")
@@ -60,19 +62,27 @@ def equal_weights(a: Path, b: Path) -> bool:
 class Trained:
     """One run of `train_ppo` with its log."""
 
-    def __init__(self, policy: Path, reward_model: Path, output: Path, **changes: Any) -> None:
+    def __init__(self, policy: Path, reward: Path | Reward, output: Path, **changes: Any) -> None:
         red_team, helpful = changes.pop("red_team", RED_TEAM), changes.pop("helpful", HELPFUL)
         self.output = output
+        compute = changes.pop("compute", COMPUTE)
+        checkpoint, log = changes.pop("checkpoint", None), changes.pop("log", lambda metrics, step: None)
         self.logged: list[dict[str, float]] = []
+
+        def logged(metrics: dict[str, float], step: int) -> None:
+            self.logged.append({**metrics, "step": step})
+            log(metrics, step)
+
         self.result = ppo.train_ppo(
             policy,
-            reward_model,
+            preference_reward(reward, compute) if isinstance(reward, Path) else reward,
             red_team,
             helpful,
             SETTINGS.model_copy(update=changes),
             output,
-            COMPUTE,
-            lambda metrics, step: self.logged.append({**metrics, "step": step}),
+            compute,
+            logged,
+            checkpoint,
         )
 
 
@@ -86,17 +96,17 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_reward_model("llama", tmp_path_factory.mktemp("reward"))
 
 
-def measured(kind: Kind, tmp_path: Path, temperature: float = 0.7) -> tuple[ppo.Rollouts, Any, Any, ppo.ValueModel]:
+def measured(kind: Kind, tmp_path: Path, temperature: float = 0.7) -> tuple[Rollouts, Any, Any, ppo.ValueModel]:
     """Rollouts with random advantages and returns, the policy, a different reference, a value model."""
     settings = SETTINGS.model_copy(update={"temperature": temperature})
     local = load_model(tiny_model(kind, tmp_path / "policy"), COMPUTE)
     reference = load_model(tiny_model(kind, tmp_path / "reference", seed=1), COMPUTE).model
-    scorer = PreferenceScorer(tiny_reward_model(kind, tmp_path / "reward"), COMPUTE)
-    value_model = ppo.start_value_model(local.model, local.tokenizer, scorer).eval().requires_grad_(True)
+    reward = preference_reward(tiny_reward_model(kind, tmp_path / "reward"), COMPUTE)
+    value_model = ppo.start_value_model(local.model, local.tokenizer, reward).eval().requires_grad_(True)
     local.model.requires_grad_(True)
     prompts = RED_TEAM + HELPFUL
     encoded = {prompt.prompt_id: encode_prompt(local.tokenizer, prompt.messages) for prompt in prompts}
-    rollouts, _ = ppo.sample_rollouts(local, prompts, encoded, range(len(prompts)), settings)
+    rollouts, _ = sample_rollouts(local, prompts, encoded, range(len(prompts)), settings)
     # Answers of 1 to 8 tokens, so that answers as well as prompts differ in length.
     rollouts.mask &= torch.arange(rollouts.mask.shape[1]) <= torch.arange(len(prompts))[:, None]
     ppo.measure(rollouts, [list(range(len(prompts)))], local.model, reference, value_model, temperature)
@@ -106,7 +116,7 @@ def measured(kind: Kind, tmp_path: Path, temperature: float = 0.7) -> tuple[ppo.
     return rollouts, local.model, reference, value_model
 
 
-def gradients(rollouts: ppo.Rollouts, batches: list[list[int]], model: Any, value_model: ppo.ValueModel) -> Any:
+def gradients(rollouts: Rollouts, batches: list[list[int]], model: Any, value_model: ppo.ValueModel) -> Any:
     model.zero_grad()
     value_model.zero_grad()
     stats = ppo.add_gradients(rollouts, batches, model, value_model, SETTINGS.model_copy(update={"temperature": 0.7}))
@@ -162,8 +172,8 @@ def test_logits_are_made_for_answer_tokens_alone(tmp_path: Path) -> None:
 def test_the_first_ratio_is_1_whatever_the_buckets(tmp_path: Path) -> None:
     rollouts, model, _, _ = measured("llama", tmp_path)
     for row in range(len(rollouts.prompt_ids)):
-        logits = ppo.answer_logits(model, *ppo.pack(rollouts, [row]), 0.7).detach()
-        logprobs = ppo.token_logprobs(logits, rollouts.flat(rollouts.tokens, [row]))
+        logits = answer_logits(model, *pack(rollouts, [row]), 0.7).detach()
+        logprobs = token_logprobs(logits, rollouts.flat(rollouts.tokens, [row]))
         ratios = ppo_math.ratio(logprobs, rollouts.flat(rollouts.logprobs, [row]))
         assert float((ratios - 1).abs().max()) < 1e-5
 
@@ -184,7 +194,7 @@ def test_gradients_do_not_depend_on_the_batches(kind: Kind, tmp_path: Path) -> N
     rows = list(range(len(rollouts.prompt_ids)))
     # Old values of another policy, so that ratios are not all 1.
     rollouts.logprobs = rollouts.logprobs + 0.3 * rollouts.advantages
-    buckets = ppo.micro_batches(rollouts, rows, batch_tokens=120, answer_tokens=1000)
+    buckets = micro_batches(rollouts, rows, batch_tokens=120, answer_tokens=1000)
     assert 1 < len(buckets) < len(rows)
     stats, expected = gradients(rollouts, [rows], model, value_model)
     assert stats["clip_fraction"] > 0
@@ -201,30 +211,30 @@ def test_micro_batches_hold_every_row_once_within_their_budgets(tmp_path: Path) 
     rows = [8, 2, 4, 0, 1]
     lengths, answers = rollouts.lengths(), rollouts.mask.sum(dim=1).tolist()
     for batch_tokens, answer_tokens in ((100, 1000), (10_000, 6), (1, 1)):
-        groups = ppo.micro_batches(rollouts, rows, batch_tokens, answer_tokens)
+        groups = micro_batches(rollouts, rows, batch_tokens, answer_tokens)
         assert sorted(row for group in groups for row in group) == sorted(rows)
         for group in groups:
             assert len(group) == 1 or max(lengths[row] for row in group) * len(group) <= batch_tokens
             assert len(group) == 1 or sum(answers[row] for row in group) <= answer_tokens
-    assert len(ppo.micro_batches(rollouts, rows, 10_000, 10_000)) == 1
+    assert len(micro_batches(rollouts, rows, 10_000, 10_000)) == 1
 
 
 def test_values_start_as_normalised_scores(policy: Path, reward_model: Path) -> None:
-    scorer = PreferenceScorer(reward_model, COMPUTE)
+    reward = preference_reward(reward_model, COMPUTE)
     local = load_model(policy, COMPUTE)
-    value_model = ppo.start_value_model(local.model, local.tokenizer, scorer)
+    value_model = ppo.start_value_model(local.model, local.tokenizer, reward)
     ids = encode_conversation(local.tokenizer, RED_TEAM[0].messages, "Look at the soil.")[0]
     last = torch.zeros(1, len(ids), dtype=torch.bool)
     last[0, -1] = True
     value = value_model(torch.tensor([ids]), last).item()
-    score = scorer.normalised(scorer.scores([RED_TEAM[0].messages], ["Look at the soil."]))[0]
+    score = reward.normalised(reward.scores([RED_TEAM[0]], ["Look at the soil."]))[0]
     assert value == pytest.approx(score, abs=1e-5)
 
 
 def test_a_reward_model_with_another_tokenizer(policy: Path, tmp_path: Path) -> None:
     other = tiny_reward_model("gpt_neox", tmp_path)
     local = load_model(policy, COMPUTE)
-    value_model = ppo.start_value_model(local.model, local.tokenizer, PreferenceScorer(other, COMPUTE))
+    value_model = ppo.start_value_model(local.model, local.tokenizer, preference_reward(other, COMPUTE))
     assert type(value_model.backbone) is type(local.model.base_model)
     assert not value_model.head.weight.any()
     assert all(math.isfinite(row["score"]) for row in Trained(policy, other, tmp_path / "out").result.rollouts)
@@ -274,7 +284,7 @@ def test_each_pass_uses_every_rollout_once(
     steps: list[list[int]] = []
     plain = ppo.add_gradients
 
-    def spy(rollouts: ppo.Rollouts, batches: list[list[int]], *rest: Any) -> dict[str, float]:
+    def spy(rollouts: Rollouts, batches: list[list[int]], *rest: Any) -> dict[str, float]:
         steps.append(sorted(row for rows in batches for row in rows))
         return plain(rollouts, batches, *rest)
 
@@ -313,16 +323,13 @@ def two_armed(folder: Path) -> tuple[Path, int]:
 
 
 @pytest.mark.parametrize("score", [1.0, -0.5, -3.0])
-def test_a_bandit_with_two_arms_is_learned(
-    score: float, reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bandit_with_two_arms_is_learned(score: float, tmp_path: Path) -> None:
     """Ending earns `score`, going on at most the penalty of -1: ending must win where it earns more, from a policy that
     takes both. Where it does not, both earn the same: a bad score is not escaped by never ending."""
     folder, end = two_armed(tmp_path / "policy")
-    monkeypatch.setattr(ppo, "score", lambda scorer, prompts, texts: np.full(len(texts), score))
-    monkeypatch.setattr(PreferenceScorer, "normalised", lambda self, scores: scores)
+    reward = Reward("constant", lambda prompts, texts: np.full(len(texts), score), mean=0.0, spread=1.0)
     run = Trained(
-        folder, reward_model, tmp_path / "out", updates=10, rollouts=16, epochs=4, max_new_tokens=1, kl_coefficient=0.0,
+        folder, reward, tmp_path / "out", updates=10, rollouts=16, epochs=4, max_new_tokens=1, kl_coefficient=0.0,
         learning_rate=0.02, value_learning_rate=0.02,
     )  # fmt: skip
     assert 0.2 < run.logged[0]["no_eos_share"] < 0.8

@@ -38,6 +38,15 @@ def test_an_answer_without_end_earns_its_score_but_at_most_the_penalty() -> None
     close(scores, [0.3, 5.0, -5.0, -1.0, -3.0, -5.0])
 
 
+def test_the_coefficient_is_steered_to_the_target() -> None:
+    # Twice the target: the error is clipped to 0.2, and 64 of 1000 answers are 0.064 of the horizon.
+    assert ppo_math.adapted_coefficient(0.1, 4.0, 2.0, 64, 1000) == pytest.approx(0.1 * (1 + 0.2 * 0.064))
+    assert ppo_math.adapted_coefficient(0.1, 2.2, 2.0, 64, 1000) == pytest.approx(0.1 * (1 + 0.1 * 0.064))
+    assert ppo_math.adapted_coefficient(0.1, -1.0, 2.0, 64, 1000) == pytest.approx(0.1 * (1 - 0.2 * 0.064))
+    assert ppo_math.adapted_coefficient(0.1, 2.0, 2.0, 64, 1000) == pytest.approx(0.1)
+    assert ppo_math.adapted_coefficient(0.1, 0.0, 2.0, 10_000, 1000) == 0.0  # never negative
+
+
 def test_kl_is_paid_on_every_token_and_the_score_comes_on_the_last() -> None:
     kl = tensor([[0.5, -1.0, 2.0], [1.0, 7.0, 7.0]])
     mask = tensor([[True, True, True], [True, False, False]])

@@ -1,0 +1,76 @@
+"""All that an update of PPO changes, in one file, written whole or not at all."""
+
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlaif_assets.training.errors import TrainingError
+from rlaif_assets.training.rewards import Reward
+
+PLAIN = ("kl_coefficient", "batch_tokens", "skipped", "skipped_in_a_row", "history", "rows")
+
+
+@dataclass
+class Checkpoint:
+    """The state between two updates. `history`: each update's metrics; `rows`: the rollouts so far. The prompts and
+    seeds of an update follow from its number, so `shuffle` is the only generator."""
+
+    model: Any
+    value_model: torch.nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+    reward: Reward
+    shuffle: torch.Generator
+    kl_coefficient: float = 0.0
+    batch_tokens: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        with aside.open("wb") as file:
+            torch.save(self._contents(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Raises TrainingError for a file that is not of this training."""
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            for model, weights in ((self.model, found["model"]), (self.value_model, found["value_model"])):
+                if weights.keys() != trainable(model).keys():
+                    raise ValueError("it holds other weights")
+                model.load_state_dict(weights, strict=False)
+            for optimizer, state in zip(self.optimizers, found["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            self.shuffle.set_state(found["shuffle"])
+            self.reward.mean, self.reward.spread = found["normalisation"]
+            for name in PLAIN:
+                setattr(self, name, found[name])
+        except (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+            raise TrainingError(
+                f"{path} is no checkpoint of this training: remove it to begin anew ({error})"
+            ) from error
+
+    def _contents(self) -> dict[str, Any]:
+        return {
+            "model": trainable(self.model),
+            "value_model": trainable(self.value_model),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "shuffle": self.shuffle.get_state(),
+            "normalisation": (self.reward.mean, self.reward.spread),
+            **{name: getattr(self, name) for name in PLAIN},
+        }
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that training changes, by name."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}

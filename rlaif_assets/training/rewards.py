@@ -1,0 +1,156 @@
+"""What PPO is paid by: a preference model, the judge itself (direct RLAIF), or a person's Python function.
+
+All three give a raw score per answer, on any scale. `Reward.normalised` brings them to mean 0 and spread 1 over answers
+of SL-CAI, so that one KL coefficient and one score clip mean the same for each.
+"""
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif_assets.feedback.constitution import draw_principle
+from rlaif_assets.feedback.rating import Failure, Rater, score
+from rlaif_assets.records import JudgingPrinciple, Prompt
+from rlaif_assets.settings import ComputeSettings
+from rlaif_assets.store.fingerprint import sha256_text
+from rlaif_assets.training.errors import TrainingError
+from rlaif_assets.training.preference_model import PreferenceScorer
+
+REWARD_MODEL, JUDGE = "reward_model", "judge"
+
+
+@dataclass
+class Reward:
+    """`rate` gives raw scores (N,) of answers to prompts, in order. `mean` and `spread` are those of SL-CAI's answers,
+    None until `fit`. `scorer` is the preference model behind it, where there is one."""
+
+    name: str
+    rate: Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
+    mean: float | None = None
+    spread: float | None = None
+    scorer: PreferenceScorer | None = None
+
+    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
+        """(N,) raw scores. Raises TrainingError for one that is not finite, and naming the prompt."""
+        scores = np.asarray(self.rate(prompts, texts), dtype=np.float64)
+        if scores.shape != (len(prompts),):
+            raise TrainingError(
+                f"the reward {self.name} gave scores of shape {scores.shape} for {len(prompts)} answers"
+            )
+        if not np.isfinite(scores).all():
+            bad = prompts[int(np.flatnonzero(~np.isfinite(scores))[0])].prompt_id
+            raise TrainingError(f"the {self.name}'s score of an answer to prompt {bad} is not finite: {self._advice}")
+        return scores
+
+    def fit(self, scores: np.ndarray) -> None:
+        """Takes mean and (population) spread from these scores, of answers of the policy that PPO starts from."""
+        if scores.std() == 0.0:
+            raise TrainingError(
+                f"the {self.name} scores all {len(scores)} first answers alike: there is nothing to learn"
+            )
+        self.mean, self.spread = float(scores.mean()), float(scores.std())
+
+    def normalised(self, scores: np.ndarray) -> np.ndarray:
+        assert self.mean is not None and self.spread is not None
+        return (scores - self.mean) / self.spread
+
+    @property
+    def _advice(self) -> str:
+        return "train it again" if self.scorer else "see what it does with this prompt"
+
+
+def preference_reward(folder: Path, compute: ComputeSettings) -> Reward:
+    """The preference model in `folder`, normalised by what is stored beside its weights.
+
+    Text passes between the models, so their tokenizers may differ; what is too long for the preference model loses its
+    beginning.
+    """
+    scorer = PreferenceScorer(folder, compute)
+    mean, spread = scorer.normalisation()
+    return Reward(
+        "reward model",
+        lambda prompts, texts: scorer.scores([prompt.messages for prompt in prompts], texts),
+        mean,
+        spread,
+        scorer,
+    )
+
+
+def judge_reward(rater: Rater, principles: Sequence[JudgingPrinciple], seed: int) -> Reward:
+    """The judge rates each answer under one principle, drawn by the prompt's hash (Lee et al. 2309.00267, section 2.3).
+
+    What it cannot rate raises TrainingError: every answer needs a reward.
+    """
+
+    def rate(prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
+        drawn = [draw_principle(principles, prompt.prompt_id, seed, "reward").text for prompt in prompts]
+        scores = np.zeros(len(prompts))
+        for principle in dict.fromkeys(drawn):
+            rows = [row for row, text in enumerate(drawn) if text == principle]
+            ratings = score(rater, [prompts[row].messages for row in rows], [texts[row] for row in rows], principle)
+            for row, rating in zip(rows, ratings, strict=True):
+                if isinstance(rating, Failure):
+                    raise TrainingError(
+                        f"the judge cannot rate an answer to prompt {prompts[row].prompt_id}: {rating.reason}"
+                    )
+                scores[row] = rating.score
+        return scores
+
+    return Reward("judge", rate)
+
+
+def function_reward(place: str) -> Reward:
+    """A function of keyword arguments `prompts` (lists of messages) and `completions` ([{role, content}] each) that
+    returns a number per answer, as TRL's reward functions do. `place`: "package.module:name" or "FILE.py:name"."""
+    function = _load(place)
+
+    def rate(prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
+        try:
+            found = function(
+                prompts=[[dict(message) for message in prompt.messages] for prompt in prompts],
+                completions=[[{"role": "assistant", "content": text}] for text in texts],
+            )
+            return np.asarray(found, dtype=np.float64)
+        except Exception as error:
+            raise TrainingError(f"the reward {place} failed: {type(error).__name__}: {error}") from error
+
+    return Reward(f"function {place}", rate)
+
+
+def function_fingerprint(place: str) -> str:
+    """Hash of the source of the file that the function stands in: it decides the policy."""
+    function = _load(place)
+    source = inspect.getsourcefile(inspect.unwrap(function))
+    if source is None:
+        raise TrainingError(
+            f"ppo_policy.reward {place}: its source cannot be read, so a change of it could not be told"
+        )
+    return sha256_text(Path(source).read_text(encoding="utf-8"))
+
+
+def _load(place: str) -> Callable[..., Any]:
+    """Raises TrainingError where there is no such function."""
+    where, _, name = place.rpartition(":")
+    wanted = f"ppo_policy.reward {place!r}: write {REWARD_MODEL}, {JUDGE}, package.module:function or FILE.py:function"
+    if not where:
+        raise TrainingError(wanted)
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+    except Exception as error:
+        raise TrainingError(f"{wanted}; {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise TrainingError(f"{wanted}; {where} has no function {name!r}")
+    return function

@@ -1,0 +1,68 @@
+"""Step 5 in the graph: other rewards than the reward model, and a training that was killed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from rlaif_assets.assets.recording import RESUME_FOLDER, Stage
+from tests.homes import Home, failure, metadata
+
+PPO = ["ppo_policy"]
+REWARD = "def short(prompts, completions):\n    return [-len(answer[0]['content']) for answer in completions]\n"
+
+
+def test_the_judge_itself_can_be_the_reward(home: Home) -> None:
+    result = home.run(PPO, "ppo_policy.reward=judge")
+    assert result.success, failure(result)
+    snapshot = metadata(result)["ppo_policy"]["snapshot_id"]
+    assert snapshot != home.first["ppo_policy"]
+    record = home.warehouse.get(snapshot)
+    assert record.settings["reward"] == "judge"
+    assert {"feedback_model", "judging_constitution"} <= record.inputs.keys()
+    rows = home.warehouse.rows("rollouts", snapshot)
+    assert sum(row["score"] for row in rows) == pytest.approx(0.0, abs=4.0) and len({row["score"] for row in rows}) > 1
+    assert home.run(PPO).success and home.ids() == home.first
+
+
+def test_a_function_is_a_reward_and_a_change_of_its_source_a_new_policy(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "my_rewards.py"
+    file.write_text(REWARD)
+    reward = f"ppo_policy.reward={file}:short"
+    made = home.run(PPO, reward)
+    assert made.success, failure(made)
+    again = metadata(home.run(PPO, reward))["ppo_policy"]
+    assert again["reused"] and again["snapshot_id"] == metadata(made)["ppo_policy"]["snapshot_id"]
+    file.write_text(REWARD.replace("-len", "2 * len"))
+    assert not metadata(home.run(PPO, reward))["ppo_policy"]["reused"]
+    file.write_text(REWARD.replace("short", "other"))
+    refused = home.run(PPO, reward)
+    assert not refused.success and "has no function 'short'" in failure(refused)
+    assert home.run(PPO).success and home.ids() == home.first
+
+
+def test_a_killed_training_goes_on_where_it_was(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("ppo_policy.updates=3", "ppo_policy.kl_target=0.5", "compute.checkpoint_seconds=0")
+    plain = Stage.log
+    steps: list[int] = []
+
+    def killed(self: Stage, metrics: Mapping[str, float], step: int) -> None:
+        steps.append(step)
+        if step == 2 and len(steps) == 3:
+            raise RuntimeError("killed")
+        plain(self, metrics, step)
+
+    monkeypatch.setattr(Stage, "log", killed)
+    assert not home.run(PPO, *words).success
+    folder = home.folder / RESUME_FOLDER
+    assert [path.suffix for path in folder.iterdir()] == [".pt"]
+    done = home.run(PPO, *words)
+    assert done.success, failure(done)
+    assert steps == [0, 1, 2, 0, 1, 2]  # the first two are told again, to the new run
+    assert list(folder.iterdir()) == []
+    found = metadata(done)["ppo_policy"]
+    updates = [row["update"] for row in home.warehouse.rows("rollouts", found["snapshot_id"])]
+    assert updates == [0] * 4 + [1] * 4 + [2] * 4
+    forced = metadata(home.run(PPO, *words, tags={"rlaif/force": "ppo_policy"}))["ppo_policy"]
+    assert forced["snapshot_id"] == found["snapshot_id"] and forced["metrics/updates"] == 3
+    assert home.run(PPO).success and home.ids() == home.first
