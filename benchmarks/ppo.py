@@ -116,7 +116,8 @@ def prompt_lengths(data: Path, longest: int) -> list[int]:
     if not data.is_file():
         raise BenchmarkError(f"{data} is not a file: name the hh-rlhf file with --data, or leave the regime hh out")
     prompts, _ = read_prompts(RedTeamPromptsSettings(path=str(data)), "red_team")
-    return [min(longest, max(4, round(len(prompt.text) / CHARACTERS_PER_TOKEN))) for prompt in prompts]
+    characters = [sum(len(message["content"]) for message in prompt.messages) for prompt in prompts]
+    return [min(longest, max(4, round(count / CHARACTERS_PER_TOKEN))) for count in characters]
 
 
 def build_prompts(lengths: list[int], vocabulary: int, count: int) -> list[str]:

@@ -303,6 +303,18 @@ class PpoPolicySettings(Settings):
         default="reward_model",
         description="reward_model, judge (direct RLAIF), package.module:function or FILE.py:function",
     )
+    guards: Literal["stop", "warn", "off"] = Field(
+        default="stop", description="what a guard that fires does; stop keeps the best policy so far"
+    )
+    guard_window: int = Field(default=8, ge=1, description="updates that a guard averages over")
+    guard_kl: float | None = Field(default=50.0, gt=0, description="nats per answer; null turns this guard off")
+    guard_heldout: float | None = Field(
+        default=0.3, ge=0, description="fall of the held-out score, from window to window, while the trained one rises"
+    )
+    guard_boilerplate: float | None = Field(
+        default=0.5, ge=0, description="gain in the share of prompts whose answers hold the same six words"
+    )
+    guard_collapse: float | None = Field(default=1.0, ge=0, description="fall of the normalised score from its best")
     lora_rank: int = Field(default=0, ge=0, description="rank of adapters on all linear layers; 0 trains all weights")
     seed: Seed = 0
 

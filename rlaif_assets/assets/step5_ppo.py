@@ -61,9 +61,13 @@ def ppo_policy(
             log,
             stage.resume_file(),
         )
+        for finding in result.findings:
+            context.log.warning(f"guard {finding.guard} after update {finding.update + 1}: {finding.why}")
+        guarded = {"findings": [vars(finding) for finding in result.findings], "updates_kept": result.kept}
         pictures = {"training": curves_picture({name: stage.history[name] for name in CURVES})}
         tokens = sum(row["tokens"] for row in result.rollouts)
-        return Product({"rollouts": result.rollouts}, result.rejected, folder, result.metrics, tokens, pictures)
+        metrics = {**result.metrics, "guards": guarded}
+        return Product({"rollouts": result.rollouts}, result.rejected, folder, metrics, tokens, pictures)
 
     return stage.record(work, lambda: identity(config), registered=REGISTERED_NAME)
 

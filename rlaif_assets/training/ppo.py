@@ -25,6 +25,7 @@ from rlaif_assets.settings import ComputeSettings, PpoPolicySettings
 from rlaif_assets.store.fingerprint import draw_seed
 from rlaif_assets.training import ppo_math
 from rlaif_assets.training.errors import TrainingError
+from rlaif_assets.training.guards import Finding, boilerplate, findings
 from rlaif_assets.training.memory import in_halves, use_gradient_checkpointing
 from rlaif_assets.training.ppo_checkpoint import Checkpoint
 from rlaif_assets.training.rewards import Reward
@@ -47,11 +48,14 @@ MAX_SKIPPED_STEPS = 5
 class PpoResult:
     """`metrics`: means over the last tenth of the updates, and totals. `rollouts`: one row per answer, in order, with
     prompt_id, update, text, score (normalised, as rewarded), kl (nats, summed over the answer) and tokens. `rejected`:
-    the prompts that were never drawn because they are too long."""
+    the prompts that were never drawn because they are too long. `findings`: the guards that fired, each once; `kept`:
+    the number of updates that the saved policy has had, fewer than were made where a guard stopped the training."""
 
     metrics: dict[str, float]
     rollouts: list[dict[str, Any]]
     rejected: list[Rejection]
+    findings: list[Finding]
+    kept: int
 
 
 class ValueModel(nn.Module):
@@ -183,6 +187,7 @@ def train_ppo(
     compute: ComputeSettings,
     log: Callable[[dict[str, float], int], None],
     checkpoint: Path | None = None,
+    heldout: Sequence[Reward] = (),
 ) -> PpoResult:
     """Trains the policy in folder `policy` (SL-CAI, also the KL's reference) and saves it to `output`.
 
@@ -190,6 +195,7 @@ def train_ppo(
     rollouts come from `red_team`; a prompt comes again only after all others of its list. Weights and optimiser are
     float32. On the CPU the same inputs, seed and thread count give the same weights, bit for bit, also where a killed
     run left the file `checkpoint`: this one goes on from it, logs its updates anew, and removes it when it is done.
+    `heldout` rewards are only measured (their mean is `heldout_score`): see `guards.py`, which may end the training.
 
     Raises TrainingError: no usable prompt, a score that is not a number, five steps in a row without finite gradients.
     """
@@ -242,6 +248,8 @@ def train_ppo(
     saved = time.monotonic()
 
     for update in range(len(state.history), settings.updates):
+        if state.stopped:
+            break
         for optimizer, (_, rate) in zip(optimizers, trained, strict=True):
             optimizer.param_groups[0]["lr"] = rate * (1.0 - update / settings.updates)
 
@@ -328,6 +336,7 @@ def train_ppo(
             "entropy": entropy,
             "explained_variance": ppo_math.explained_variance(rollouts.values[mask], rollouts.returns[mask]),
             "length": float(lengths.float().mean()),
+            "boilerplate": boilerplate([prompt.prompt_id for prompt in drawn], texts),
             "no_eos_share": float((~rollouts.finished).float().mean()),
             "skipped_steps": float(state.skipped),
             "seconds_rollout": clock[1] - clock[0],
@@ -337,6 +346,9 @@ def train_ppo(
         }
         if steps:
             metrics |= {name: sum(stats[name] for stats in steps) / len(steps) for name in steps[0]}
+        if heldout:
+            others = [float(other.normalised(other.scores(drawn, texts)).mean()) for other in heldout]
+            metrics["heldout_score"] = sum(others) / len(others)
         log(metrics, update)
         state.history.append(metrics)
         columns = zip(drawn, texts, scores.tolist(), kl_sums.tolist(), lengths.tolist(), strict=True)
@@ -347,12 +359,18 @@ def train_ppo(
             state.kl_coefficient = ppo_math.adapted_coefficient(
                 state.kl_coefficient, metrics["kl"], settings.kl_target, settings.rollouts, settings.kl_horizon
             )
+        if settings.guards != "off":
+            state.keep_best(settings)
+            fired = {finding.guard for finding in state.findings}
+            state.findings += [one for one in findings(state.history, settings) if one.guard not in fired]
+            state.stopped = settings.guards == "stop" and bool(state.findings)
         if checkpoint is not None and time.monotonic() - saved >= compute.checkpoint_seconds:
             state.save(checkpoint)
             saved = time.monotonic()
 
+    kept = state.restore_best() if state.stopped else len(state.history)
     (model.merge_and_unload() if settings.lora_rank else model).save_pretrained(output)
     local.tokenizer.save_pretrained(output)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return PpoResult(summary(state.history), state.rows, rejected)
+    return PpoResult(summary(state.history), state.rows, rejected, state.findings, kept)

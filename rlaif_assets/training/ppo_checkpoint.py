@@ -9,10 +9,21 @@ from typing import Any
 
 import torch
 
+from rlaif_assets.settings import PpoPolicySettings
 from rlaif_assets.training.errors import TrainingError
+from rlaif_assets.training.guards import Finding, standing
 from rlaif_assets.training.rewards import Reward
 
-PLAIN = ("kl_coefficient", "batch_tokens", "skipped", "skipped_in_a_row", "history", "rows")
+PLAIN = ("kl_coefficient", "batch_tokens", "skipped", "skipped_in_a_row", "history", "rows", "stopped")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The policy after so many updates."""
+
+    standing: float
+    updates: int
+    weights: dict[str, torch.Tensor]
 
 
 @dataclass
@@ -31,6 +42,22 @@ class Checkpoint:
     skipped_in_a_row: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    stopped: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    best: Best | None = None
+
+    def keep_best(self, settings: PpoPolicySettings) -> None:
+        """At the end of each whole window: the policy's weights, if they stand better than those that are kept."""
+        found = None if len(self.history) % settings.guard_window else standing(self.history, settings)
+        if found is not None and (self.best is None or found > self.best.standing):
+            weights = {name: weight.cpu().clone() for name, weight in trainable(self.model).items()}
+            self.best = Best(found, len(self.history), weights)
+
+    def restore_best(self) -> int:
+        """Gives the policy the weights that are kept; the number of updates that they have had."""
+        assert self.best is not None  # a guard needs two windows
+        self.model.load_state_dict(self.best.weights, strict=False)
+        return self.best.updates
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,9 +80,11 @@ class Checkpoint:
                 optimizer.load_state_dict(state)
             self.shuffle.set_state(found["shuffle"])
             self.reward.mean, self.reward.spread = found["normalisation"]
+            self.findings = [Finding(**values) for values in found["findings"]]
+            self.best = Best(**found["best"]) if found["best"] else None
             for name in PLAIN:
                 setattr(self, name, found[name])
-        except (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             raise TrainingError(
                 f"{path} is no checkpoint of this training: remove it to begin anew ({error})"
             ) from error
@@ -67,6 +96,8 @@ class Checkpoint:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "shuffle": self.shuffle.get_state(),
             "normalisation": (self.reward.mean, self.reward.spread),
+            "findings": [vars(finding) for finding in self.findings],
+            "best": self.best and vars(self.best),
             **{name: getattr(self, name) for name in PLAIN},
         }
 

@@ -66,6 +66,7 @@ class Trained:
         red_team, helpful = changes.pop("red_team", RED_TEAM), changes.pop("helpful", HELPFUL)
         self.output = output
         compute = changes.pop("compute", COMPUTE)
+        heldout = changes.pop("heldout", ())
         checkpoint, log = changes.pop("checkpoint", None), changes.pop("log", lambda metrics, step: None)
         self.logged: list[dict[str, float]] = []
 
@@ -83,6 +84,7 @@ class Trained:
             compute,
             logged,
             checkpoint,
+            heldout,
         )
 
 
