@@ -108,7 +108,8 @@ def answer_logits(model: Any, input_ids: Tensor, predicts: Tensor, temperature: 
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][predicts],))
     try:
-        return model(input_ids=input_ids, use_cache=False).logits.float() / temperature
+        logits = model(input_ids=input_ids, use_cache=False).logits.float()
+        return logits if temperature == 1.0 else logits / temperature  # a copy of them less
     finally:
         hook.remove()
 
