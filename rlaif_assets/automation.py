@@ -40,9 +40,9 @@ relabel = dg.define_asset_job(
 
 retrain = dg.define_asset_job(
     "retrain",
-    selection=dg.AssetSelection.assets("reward_model").downstream()
+    selection=dg.AssetSelection.assets("reward_model", "reward_model_half_a", "reward_model_half_b").downstream()
     & dg.AssetSelection.assets("policy_evaluation").upstream(),
-    description="Reward model, policy and evaluation on the current preference set, which must have passed its audits.",
+    description="Reward models, policy and evaluation on the current preference set, if it passed its audits.",
     tags={EXCLUSIVE_TAG: "true", "rlaif/pipeline": "retrain"},
 )
 

@@ -301,7 +301,7 @@ class PpoPolicySettings(Settings):
     max_prompt_tokens: int = Field(default=1024, ge=1)
     reward: str = Field(
         default="reward_model",
-        description="reward_model, judge (direct RLAIF), package.module:function or FILE.py:function",
+        description="reward_model, reward_model_half_a/b, judge (direct RLAIF), PACKAGE.MODULE:NAME or FILE.py:NAME",
     )
     guards: Literal["stop", "warn", "off"] = Field(
         default="stop", description="what a guard that fires does; stop keeps the best policy so far"

@@ -26,6 +26,8 @@ STARTS = {
     "sl_cai_checkpoint": "base_model",
     "pmp_checkpoint": "base_model",
     "reward_model": "pmp_checkpoint",
+    "reward_model_half_a": "pmp_checkpoint",
+    "reward_model_half_b": "pmp_checkpoint",
     "ppo_policy": "sl_cai_checkpoint",
 }
 Summary = dict[str, Any]

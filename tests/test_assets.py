@@ -120,7 +120,7 @@ def test_a_changed_judging_principle_reuses_steps_1_and_2_the_pairs_and_all_othe
     made = {name for name, found in metadata(result).items() if not found["reused"]}
     assert made == {
         *("judging_constitution", "harmlessness_preferences", "label_changes"),
-        *("reward_model", "ppo_policy", "policy_evaluation"),
+        *("reward_model", "reward_model_half_a", "reward_model_half_b", "ppo_policy", "policy_evaluation"),
     }
     judging = home.warehouse.get(home.ids()["harmlessness_preferences"]).metrics["judging"]
     assert judging["by_reason"] == {f"principle:{principle['name']}": judging["computed"]}

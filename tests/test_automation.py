@@ -95,6 +95,8 @@ def test_jobs_hold_what_they_are_for_and_its_checks() -> None:
     }
     assert {node.name for node in retrain.nodes} == {
         "reward_model",
+        "reward_model_half_a",
+        "reward_model_half_b",
         "reward_model_agrees_with_labels",
         "ppo_policy",
         "policy_evaluation",

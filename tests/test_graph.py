@@ -51,11 +51,35 @@ STEPS = {
             "helpfulness_preferences",
         },
     ),
+    "reward_model_half_a": (
+        "step_4_reward_model",
+        {
+            "pmp_checkpoint",
+            "base_model",
+            "harmlessness_preferences",
+            "response_pairs",
+            "red_team_prompts",
+            "helpfulness_preferences",
+        },
+    ),
+    "reward_model_half_b": (
+        "step_4_reward_model",
+        {
+            "pmp_checkpoint",
+            "base_model",
+            "harmlessness_preferences",
+            "response_pairs",
+            "red_team_prompts",
+            "helpfulness_preferences",
+        },
+    ),
     "ppo_policy": (
         "step_5_ppo",
         {
             "sl_cai_checkpoint",
             "reward_model",
+            "reward_model_half_a",
+            "reward_model_half_b",
             "red_team_prompts",
             "helpful_prompts",
             "judging_constitution",

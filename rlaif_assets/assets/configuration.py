@@ -197,6 +197,8 @@ CONFIGS: dict[str, tuple[str, type[dg.Config]]] = {
     "label_changes": ("label_changes", LabelChangesConfig),
     "pmp_checkpoint": ("pmp_checkpoint", PmpCheckpointConfig),
     "reward_model": ("reward_model", RewardModelConfig),
+    "reward_model_half_a": ("reward_model", RewardModelConfig),
+    "reward_model_half_b": ("reward_model", RewardModelConfig),
     "ppo_policy": ("ppo_policy", PpoPolicyConfig),
     "policy_evaluation": ("policy_evaluation", PolicyEvaluationConfig),
 }

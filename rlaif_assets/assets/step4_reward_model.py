@@ -1,5 +1,7 @@
 """Step 4: preference-model pre-training, then the reward model. How belongs to `training.preference_model`."""
 
+from typing import Literal
+
 import dagster as dg
 
 from rlaif_assets.assets.configuration import PmpCheckpointConfig, RewardModelConfig, without_limits
@@ -47,15 +49,18 @@ def pmp_checkpoint(
     return stage.record(work)
 
 
+LEARNS_FROM = [
+    "pmp_checkpoint",
+    "base_model",
+    "harmlessness_preferences",
+    "response_pairs",
+    "red_team_prompts",
+    "helpfulness_preferences",
+]
+
+
 @dg.asset(
-    deps=[
-        "pmp_checkpoint",
-        "base_model",
-        "harmlessness_preferences",
-        "response_pairs",
-        "red_team_prompts",
-        "helpfulness_preferences",
-    ],
+    deps=LEARNS_FROM,
     group_name=GROUP,
     owners=["team:alignment"],
     kinds={"pytorch", "huggingface", "mlflow"},
@@ -70,7 +75,37 @@ def reward_model(
     tracking: Tracking,
 ) -> dg.MaterializeResult:
     """The preference model on harmlessness labels and helpfulness comparisons; refuses labels that failed audits."""
-    stage = Stage(context, config, storage, compute, tracking)
+    return trained(Stage(context, config, storage, compute, tracking), config)
+
+
+def half_reward_model(half: Literal["a", "b"]) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=f"reward_model_half_{half}",
+        deps=LEARNS_FROM,
+        group_name=GROUP,
+        owners=["team:alignment"],
+        kinds={"pytorch", "huggingface", "mlflow"},
+        pool="gpu",
+        code_version="1",
+        description="The reward model on half of the conversations alone, with its settings. PPO is measured by both "
+        "halves: a policy whose score rises while theirs fall is over-optimised.",
+    )
+    def model(
+        context: dg.AssetExecutionContext,
+        config: RewardModelConfig,
+        storage: Storage,
+        compute: Compute,
+        tracking: Tracking,
+    ) -> dg.MaterializeResult:
+        return trained(Stage(context, config, storage, compute, tracking), config, half)
+
+    return model
+
+
+reward_model_half_a, reward_model_half_b = half_reward_model("a"), half_reward_model("b")
+
+
+def trained(stage: Stage, config: RewardModelConfig, half: Literal["a", "b"] | None = None) -> dg.MaterializeResult:
     stage.require_passed_audits("harmlessness_preferences", config.audits())
 
     def work() -> Product:
@@ -88,9 +123,10 @@ def reward_model(
             stage.rows(Comparison, "helpfulness_preferences", "comparisons"),
             config,
             folder := stage.work_folder(),
-            compute.settings(),
+            stage.compute.settings(),
             stage.log,
             stage.progress,
+            half,
         )
         bins = {source: found["reliability"] for source, found in metrics["heldout"].items()}
         pictures = {"reliability": reliability_picture(bins)}

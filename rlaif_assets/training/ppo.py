@@ -212,7 +212,9 @@ def train_ppo(
         use_gradient_checkpointing(model, value_model.backbone)
     trained = ((model, settings.learning_rate), (value_model, settings.value_learning_rate))
     optimizers = [
-        torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=rate, eps=1e-5, weight_decay=0.0)
+        torch.optim.AdamW(
+            [p for p in m.parameters() if p.requires_grad], lr=rate, eps=1e-5, weight_decay=0.0, fused=True
+        )
         for m, rate in trained
     ]
     half = torch.autocast(local.device.type, torch.bfloat16, enabled=compute.dtype == "bfloat16")

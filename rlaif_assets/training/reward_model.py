@@ -5,12 +5,19 @@ Shared by the asset and by the negative controls, which give it other labels. Th
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlaif_assets.records import Comparison, Label, Pair, Prompt
 from rlaif_assets.settings import ComputeSettings, RewardModelSettings
+from rlaif_assets.store.fingerprint import draw_unit
 from rlaif_assets.training import examples
 from rlaif_assets.training.preference_model import PreferenceScorer, train_preference_model, write_normalisation
+
+Half = Literal["a", "b"]
+
+
+def half_of(conversation_id: str, seed: int) -> Half:
+    return "a" if draw_unit(conversation_id, seed, "half") < 0.5 else "b"
 
 
 def train_reward_model(
@@ -24,8 +31,11 @@ def train_reward_model(
     compute: ComputeSettings,
     log: Callable[[dict[str, float], int], None],
     progress: Callable[[str, int, int], None] | None = None,
+    half: Half | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Trains from the folder `start` on soft labels and comparisons together and saves the model in `output`.
+
+    With `half` on that half of both alone: two models that share no conversation (HH, Bai et al. 2022a, section 4.2).
 
     Returns the metrics of `train_preference_model` with `normalisation` (mean and spread of the scores of all `pairs`),
     and one row {row_id, role, source} per example used. `prompts` are those that `pairs` answer. Raises TrainingError.
@@ -33,6 +43,8 @@ def train_reward_model(
     by_id = examples.prompts_by_id(prompts)
     rows = examples.label_examples(labels, pairs, by_id, {"ai": settings.ai_weight, "human": settings.human_weight})
     rows += examples.comparison_examples(comparisons, settings.human_weight)
+    if half is not None:
+        rows = [row for row in rows if half_of(examples.conversation_id(row), settings.seed) == half]
     split = examples.split_heldout(rows, examples.conversation_id, settings.heldout_share, settings.seed)
     options = {**examples.training_options(settings), "center_coefficient": settings.center_coefficient}
     metrics = train_preference_model(

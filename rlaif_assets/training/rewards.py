@@ -22,7 +22,7 @@ from rlaif_assets.store.fingerprint import sha256_text
 from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.preference_model import PreferenceScorer
 
-REWARD_MODEL, JUDGE = "reward_model", "judge"
+JUDGE = "judge"
 
 
 @dataclass
@@ -137,7 +137,8 @@ def function_fingerprint(place: str) -> str:
 def _load(place: str) -> Callable[..., Any]:
     """Raises TrainingError where there is no such function."""
     where, _, name = place.rpartition(":")
-    wanted = f"ppo_policy.reward {place!r}: write {REWARD_MODEL}, {JUDGE}, package.module:function or FILE.py:function"
+    choices = f"reward_model, reward_model_half_a, {JUDGE}, package.module:function or FILE.py:function"
+    wanted = f"ppo_policy.reward {place!r}: write {choices}"
     if not where:
         raise TrainingError(wanted)
     try:

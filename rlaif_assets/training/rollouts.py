@@ -18,6 +18,8 @@ from rlaif_assets.records import Prompt
 from rlaif_assets.settings import PpoPolicySettings
 from rlaif_assets.store.fingerprint import draw_seed
 
+PADDING = 0.2  # of a row, at most, in a batch that is large enough
+
 
 @dataclass
 class Rollouts:
@@ -69,12 +71,18 @@ def prompts_that_fit(prompts: Sequence[Prompt], settings: PpoPolicySettings, loc
 
 
 def micro_batches(rollouts: Rollouts, rows: Sequence[int], batch_tokens: int, answer_tokens: int) -> list[list[int]]:
-    """Rows grouped by length, at most `batch_tokens` padded tokens and `answer_tokens` answer tokens in a group."""
+    """Rows grouped by length, at most `batch_tokens` padded tokens and `answer_tokens` answer tokens in a group.
+
+    A group that has an eighth of its tokens takes no row that would be padded by more than PADDING.
+    """
     lengths, answers = rollouts.lengths(), rollouts.mask.sum(dim=1).tolist()
     groups: list[list[int]] = []
     longest = held = 0
     for row in sorted(rows, key=lambda row: (-lengths[row], row)):
-        if not groups or longest * (len(groups[-1]) + 1) > batch_tokens or held + answers[row] > answer_tokens:
+        count = len(groups[-1]) if groups else 0
+        full = longest * (count + 1) > batch_tokens or held + answers[row] > answer_tokens
+        padded = lengths[row] < (1 - PADDING) * longest and 8 * longest * count >= batch_tokens
+        if not groups or full or padded:
             groups.append([])
             longest, held = lengths[row], 0
         groups[-1].append(row)

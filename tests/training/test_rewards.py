@@ -137,5 +137,5 @@ def test_what_a_function_does_wrong_is_told(name: str, message: str, tmp_path: P
 
 @pytest.mark.parametrize("place", ["reward-model", "no_such_package.x:f", "missing.py:f", "json:nothing"])
 def test_a_reward_that_is_not_there_is_refused(place: str) -> None:
-    with pytest.raises(TrainingError, match=r"ppo_policy\.reward .*write reward_model, judge"):
+    with pytest.raises(TrainingError, match=r"ppo_policy\.reward .*write reward_model, reward_model_half_a, judge"):
         function_reward(place)
