@@ -264,13 +264,14 @@ def doctor(home: Home = None, debug: Debug = False) -> None:
     """Mark runs failed whose process died, free their pool slots, remove unfinished weights; say what was found."""
     with plain_errors(debug):
         from rlaif_assets.instance import existing_home, prepare_home
+        from rlaif_assets.store.checkpoint_files import killed_trainings
         from rlaif_assets.store.warehouse import Warehouse
 
         folder = prepare_home(existing_home(home))
         with dagster_instance() as instance:
             found, removed = _mark_dead_runs(instance, folder)
         Warehouse(folder).list()  # one that cannot be read says so
-        for line in found.left:
+        for line in [*found.left, *killed_trainings(folder)]:
             _line(line)
         if not (found.failed or found.freed or removed):
             _line(f"nothing to repair in {_short(folder)}")

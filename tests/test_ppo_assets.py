@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlaif_assets.assets.recording import RESUME_FOLDER, Stage
+from rlaif_assets.assets.recording import Stage
+from rlaif_assets.store.checkpoint_files import RESUME_FOLDER, killed_trainings, remove_dead_work
 from tests.homes import Home, failure, metadata
 
 PPO = ["ppo_policy"]
@@ -56,6 +57,11 @@ def test_a_killed_training_goes_on_where_it_was(home: Home, monkeypatch: pytest.
     assert not home.run(PPO, *words).success
     folder = home.folder / RESUME_FOLDER
     assert [path.suffix for path in folder.iterdir()] == [".pt"]
+    state = next(folder.iterdir())
+    part = state.with_name(f"{state.name}.{2**22 + 1}.part")  # of a process that is dead
+    part.touch()
+    assert part.name in remove_dead_work(home.folder) and state.exists()
+    assert [line.split()[0] for line in killed_trainings(home.folder)] == [f"{RESUME_FOLDER}/{state.name}"]
     done = home.run(PPO, *words)
     assert done.success, failure(done)
     assert steps == [0, 1, 2, 0, 1, 2]  # the first two are told again, to the new run
@@ -66,3 +72,25 @@ def test_a_killed_training_goes_on_where_it_was(home: Home, monkeypatch: pytest.
     forced = metadata(home.run(PPO, *words, tags={"rlaif/force": "ppo_policy"}))["ppo_policy"]
     assert forced["snapshot_id"] == found["snapshot_id"] and forced["metrics/updates"] == 3
     assert home.run(PPO).success and home.ids() == home.first
+
+
+def test_the_halves_share_nothing_and_are_all_of_it(home: Home) -> None:
+    whole, a, b = (
+        {(row["row_id"], row["role"], row["source"]) for row in home.warehouse.rows("training_rows", home.first[name])}
+        for name in ("reward_model", "reward_model_half_a", "reward_model_half_b")
+    )
+    assert a and b and not a & b and a | b == whole
+
+
+def test_halves_that_learned_from_other_labels_do_not_watch(home: Home) -> None:
+    assert "heldout_score" in home.warehouse.get(home.first["ppo_policy"]).metrics
+    labelled = ["harmlessness_preferences", "reward_model", "ppo_policy"]
+    moved = home.run(labelled, "harmlessness_preferences.seed=9")
+    assert moved.success, failure(moved)
+    metrics = home.warehouse.get(metadata(moved)["ppo_policy"]["snapshot_id"]).metrics
+    assert "heldout_score" not in metrics and metrics["guards"] == {"findings": [], "updates_kept": 1}
+    paid = home.run(
+        [*labelled, "reward_model_half_a"], "harmlessness_preferences.seed=9", "ppo_policy.reward=reward_model_half_b"
+    )
+    assert "heldout_score" in home.warehouse.get(metadata(paid)["ppo_policy"]["snapshot_id"]).metrics
+    assert home.run(labelled).success and home.run(["reward_model_half_a"]).success and home.ids() == home.first

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 FORCE_TAG = "rlaif/force"
 SKIPPED_TAG = "rlaif/skipped"  # on a run that left something out, with the reason
 PASSPORT = "passport"  # the metric that holds the judge's passport, or its id where labels that carry it were used
-RESUME_FOLDER = "unfinished"
 PREVIEW_ROWS = 10
 PREVIEW_CHARACTERS = 200
 NO_OPTIONS: Mapping[str, Any] = {}
@@ -177,6 +176,8 @@ class Stage:
 
     def resume_file(self) -> Path:
         """Where a long training keeps its state, for a later run of the same key that a kill made necessary."""
+        from rlaif_assets.store.checkpoint_files import RESUME_FOLDER
+
         return self.home / RESUME_FOLDER / f"{self.asset}-{self.key[:32]}.pt"
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

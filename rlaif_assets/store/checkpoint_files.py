@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import psutil
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import file_sha256, files_fingerprint, is_model_file
 
+RESUME_FOLDER = "unfinished"  # states of trainings that were killed
 MARKER = "rlaif_checkpoint.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5")
 
@@ -29,7 +31,7 @@ def new_work_folder(home: Path) -> Path:
 
 
 def remove_dead_work(home: Path) -> list[str]:
-    """Removes the work folders that no process of this host is at work on; returns their names.
+    """Removes the work folders and half-written states that no process of this host is at work on; returns their names.
 
     What has another name than `new_work_folder` gives is not ours and stays.
     Only for a home on which no run is open: another host's process cannot be seen from here.
@@ -40,7 +42,24 @@ def remove_dead_work(home: Path) -> list[str]:
         if ours and not psutil.pid_exists(int(ours[1])):
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder.name)
+    for part in sorted((home / RESUME_FOLDER).glob("*.part")):
+        ours = re.fullmatch(r".*\.pt\.(\d{1,9})\.part", part.name)
+        if ours and not psutil.pid_exists(int(ours[1])):
+            part.unlink(missing_ok=True)
+            removed.append(part.name)
     return removed
+
+
+def killed_trainings(home: Path) -> list[str]:
+    """A line for each state that a killed training left and that the same run would go on from."""
+    lines = []
+    for state in sorted((home / RESUME_FOLDER).glob("*.pt")):
+        size, days = state.stat().st_size / 2**20, (time.time() - state.stat().st_mtime) / 86400
+        lines.append(
+            f"{RESUME_FOLDER}/{state.name} ({size:.0f} MB, {days:.1f} days old) is the state of a training that did "
+            "not end: the same run goes on from it; remove it if none will come"
+        )
+    return lines
 
 
 def adopt_folder(temporary: Path, home: Path, asset: str, content_hash: str | None = None) -> str:
