@@ -21,6 +21,8 @@ from rlaif_assets.settings import HarmlessnessPreferencesSettings
 from rlaif_assets.store.fingerprint import draw_unit
 from rlaif_assets.store.judgements import JudgementStore, Seen
 
+LEAST_AGAIN = 10  # questions asked again from which none answered ends the run
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -108,7 +110,7 @@ def answer_missing(
         ) from error
     store.absorb()
     again = {ask.question.key for ask in planned.asks if ask.round}
-    if again and again <= asked.failures.keys():
+    if len(again) >= LEAST_AGAIN and again <= asked.failures.keys():
         reason = next(asked.failures[key].reason for key in again)
         raise JudgeStoppedError(f"none of the {len(again)} questions that were asked again was answered: {reason}")
     made = store.fetch(list(asked.ids.values()))

@@ -15,34 +15,48 @@ from rlaif_assets.language_models.errors import EndpointError, QuestionError
 # How far the options that the server did not list could move a probability, at most, before the reading is refused.
 MAX_DOUBT = 0.05
 ROUNDING = 1e-3
-RULES_VERSION = 4  # of what is read from a reply: part of the judges' fingerprints
+LEAST_MASS = 1e-6  # servers write a very small probability as exp(-9999)
+RULES_VERSION = 5  # of what is read from a reply: part of the judges' fingerprints
 
 RESTATED = 20  # characters of an option's text after its name that show that a reply repeats it
 _NOUN = r"(?:option|response|answer|assistant|choice)"
-_BETTER = r"(?:better|best|preferable|preferred|right|correct|safer|safest|(?:less|least) harmful)"
-_MARKS = r"[^A-Za-z0-9]*"
-# What may stand before a name so that it is chosen, and what after it: a reply may be cut off anywhere.
+_BETTER = r"(?:better|best|preferable|preferred|right|correct)"
+# Marks that may stand around a name. No other letter or sign may: it may deny ("\u4e0dA", "\u2260 A", "~~A~~").
+_MARK = r"\s()\[\]{}\uff08\uff09\u3010\u3011*#_>`\"'\u2018\u2019\u201c\u201d:\uff1a.,\u3002\u0120\u010a\u2581-"
+_MARKS = rf"[{_MARK}]*"
+_CLOSING = re.compile(r"(?:[.\u3002!]?[)\]}\uff09\u3011*\"'\u2019\u201d`_]+)*")
+_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
+# What may stand before a name so that it is chosen: words that choose it. And what after it: a reply may be cut off.
 _LEAD = re.compile(
-    rf"{_MARKS}(?:sure{_MARKS})?(?:(?:so|thus|therefore|hence|(?:based on|given|according to) [^,.:]{{1,60}}),?\s+)?"
+    rf"{_MARKS}(?:sure[!,.]?{_MARKS})?(?:(?:so|thus|therefore|hence|"
+    rf"(?:based on|given|according to) (?:the |this |that )?(?:given |above )?"
+    rf"(?:principle|criteri(?:on|a)|question)),?\s+)?"
     rf"(?:i (?:think|believe)(?: that)?\s+)?(?:"
     rf"(?:(?:the|my)\s+)?(?:(?:final|{_BETTER})\s+)?(?:{_NOUN}|verdict|pick|preference|rating|score|one)"
-    rf"(?:\s+(?:is|would be|should be))?|"
+    rf"(?:\s+(?:is|would be|should be)\b|(?={_MARKS}:))|"
     rf"i(?:'d|'ll|\u2019d|\u2019ll| would| will| must| have to)?\s+"
-    rf"(?:choose|pick|select|prefer|go with|rate (?:it|this)(?: {_NOUN})?)|"
+    rf"(?:choose|pick|select|prefer|go with|rate (?:it|this)(?: {_NOUN})?(?: an?)?)|"
     rf"it is|it's|it\u2019s){_MARKS}(?:{_NOUN}{_MARKS})?",
     re.IGNORECASE,
 )
-_NOTHING = re.compile(rf"{_MARKS}(?:{_NOUN}\b{_MARKS})?", re.IGNORECASE)
+_NOTHING = re.compile(rf"{_MARKS}(?:sure[!,.]?{_MARKS})?(?:{_NOUN}\b{_MARKS})?", re.IGNORECASE)
 _REASON = r"[,:;(\u2013\u2014-]?\s*(?:because|since)\b"
-_STOPS = re.compile(rf"\s*(?:[.!]?\s*$|[.!]?[^\S\n]*\n|{_REASON})", re.IGNORECASE)
-_ENDS = re.compile(rf"{_STOPS.pattern}|\s*,?\s*as (?:it|this|that)\b", re.IGNORECASE)
-_TEXT_BELOW = re.compile(r"[.!]?\s*\n\s*\S")
+# Below a name alone may stand its reasons, if they say that they are, the verdict once more, or another turn. Anything
+# else may be a remark under a heading, and the other option may follow.
+_BELOW = (
+    rf"[^\S\n]*\n\s*(?:{_MARKS}(?:because|since|explanation|reason(?:s|ing)?|rationale|justification|human|user)\b)"
+)
+_STOPS = re.compile(rf"\s*(?:[.!\u3002]?\s*$|{_REASON}|[.!]?{_BELOW})", re.IGNORECASE)
+_ENDS = re.compile(rf"{_STOPS.pattern}|\s*,?\s*as (?:it|this|that)\b|[.!]?[^\S\n]*\n", re.IGNORECASE)
 _PRAISE = re.compile(
     rf"\s+(?:is|would be)\s+(?:clearly\s+|much\s+)?(?:(?:the|my)\s+)?"
     rf"(?:{_BETTER}(?:\s+(?:{_NOUN}|one))?|{_NOUN})[.!]?\s*$",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"\s+(?!(?:is|was|seems|looks|would|because|since|as|over|and|or|nor|but|for)\b)[A-Za-z]")
+_AGAIN = re.compile(r"[.!]?[^\S\n]*\n\s*(\S.*)", re.DOTALL)
+_ARTICLE = re.compile(
+    r"[^\S\n]+(?!(?:is|was|seems|looks|would|because|since|as|over|and|or|nor|but|for)\b)[A-Za-z]", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,9 @@ class OptionMasses:
 
     @property
     def doubt(self) -> float:
-        """The most that their share of all options can be."""
+        """The most that their share of all options can be; all, where next to nothing is on those that are listed."""
+        if None in self.logprobs and self.mass < LEAST_MASS:
+            return 1.0
         return self.unlisted / (self.mass + self.unlisted) if self.unlisted else 0.0
 
 
@@ -76,9 +92,14 @@ def chosen_option(text: str, options: Sequence[str], question: str = "") -> tupl
     Read is a name in any brackets or marks: alone or with a reason ("A.", "(B) because"); after words of choosing
     alone ("The answer is A", "I choose option B"); before words of choosing that end the reply ("(B) is better."); or
     followed by nothing but its own text in the `question`, "(B) " before it there. Denials, remarks, headings ("(A)
-    tells how", "A: Harmful", "Response A" above a line) choose nothing: a reply may be cut off before the other option.
-    An "A" that is an article is no name.
+    tells how", "A: Harmful", "A" above a line that is not called a reason) choose nothing: a reply may be cut off
+    before the other option. Neither does what is called harmful or safe: the principle may ask for either. Letters and
+    signs of other scripts around a name may deny it. An "A" that is an article is no name.
     """
+    thought = _THOUGHT.match(text)
+    if thought:
+        found_after = chosen_option(text[thought.end() :], options, question)
+        return found_after and (found_after[0], found_after[1] + thought.end())
     for option in options:
         repeated = re.match(rf"{_MARKS}{re.escape(option)}\)?\s+(\S.*)", text, re.DOTALL)
         said = " ".join(repeated[1].split()) if repeated else ""
@@ -87,14 +108,17 @@ def chosen_option(text: str, options: Sequence[str], question: str = "") -> tupl
             return option, text.index(option)
     names = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
     standing = (
-        rf"(?<![A-Za-z0-9'\u2019\u2212])(?<!\d[.,/])(?<!\d -)(?<!^-)(?<!out of )(?:{names})"
-        r"(?![A-Za-z0-9]|['\u2019][a-z]|[.,]\d)"
+        rf"(?<![^\W_\u0120\u010a])(?<!['\u2019\u2212])(?<!\d[.,/])(?<!\d -)(?<!out of )(?:{names})"
+        r"(?![^\W_]|['\u2019][a-z]|[.,]\d)"
     )
+    if options[0].isdigit():
+        standing = rf"(?<![-\u2013+<>\u2264\u2265~.]){standing}"
     found = [match for match in re.finditer(standing, text) if not _is_article(text, match)]
     if len({match[0] for match in found}) != 1:
         return None
     first = found[0]
-    return (first[0], first.start()) if _chooses(text[: first.start()], text[first.end() :], options[-1]) else None
+    chosen = _chooses(text[: first.start()], text[first.end() :], first[0], options, question)
+    return (first[0], first.start()) if chosen else None
 
 
 def _is_article(text: str, match: re.Match[str]) -> bool:
@@ -104,15 +128,28 @@ def _is_article(text: str, match: re.Match[str]) -> bool:
     return _ARTICLE.match(text, match.end()) is not None
 
 
-def _chooses(lead: str, tail: str, last: str) -> bool:
-    """Whether a name after `lead` and before `tail` is a choice. `last`: the last option, of which a scale is told
+def _chooses(lead: str, tail: str, option: str, options: Sequence[str], question: str) -> bool:
+    """Whether `option` between `lead` and `tail` is a choice. The last option is that of which a scale is told
     ("8/9")."""
-    tail = tail.lstrip(")]*\"'_`")
-    tail = re.sub(rf"^\s*(?:/|out of)\s*{re.escape(last)}(?![\d.])", "", tail)
+    tail = tail[_closing(tail) :]
+    scale = options[0].isdigit()
+    if scale:
+        tail = re.sub(rf"^\s*(?:/|out of)\s*{re.escape(options[-1])}(?!\.?\d)", "", tail)
+        tail = tail[_closing(tail) :]
     if _NOTHING.fullmatch(lead):
-        heading = any(map(str.isalpha, lead)) and _TEXT_BELOW.match(tail)
-        return not heading and (_STOPS.match(tail) or _PRAISE.match(tail)) is not None
+        again = _AGAIN.match(tail)
+        if again:
+            repeated = chosen_option(again[1], options, question)
+            if repeated is not None and repeated[0] == option:
+                return True
+        return bool(_STOPS.match(tail) or (not scale and _PRAISE.match(tail)))
     return _LEAD.fullmatch(lead) is not None and _ENDS.match(tail) is not None
+
+
+def _closing(tail: str) -> int:
+    """How far the marks go that close a name ("**(A).**"); a full stop behind them is left."""
+    found = _CLOSING.match(tail)
+    return found.end() if found else 0
 
 
 def option_masses(reply: Reply, options: Sequence[str], question: str = "") -> OptionMasses:
@@ -185,13 +222,18 @@ def _deciding_token(reply: Reply, options: Sequence[str], question: str) -> Repl
         raise QuestionError("the reply is empty")
     if not reply.tokens:
         raise EndpointError("no log-probabilities in the reply: set feedback_model.verdicts=votes")
-    text = "".join(token.text for token in reply.tokens)
+    text, said = "".join(token.text for token in reply.tokens), reply.text.strip()
+    if not text.strip().startswith(said):
+        raise QuestionError(f"the reply's text '{_line(said)}' is not that of its tokens, '{_line(text)}'")
+    if said:
+        text = text[: text.index(said) + len(said)]  # servers list the token that ends the reply too
     chosen = chosen_option(text, options, question)
     if chosen is None:
-        shown = " ".join(text.split())
-        raise QuestionError(f"the reply chooses none of {', '.join(options)}, or names several: '{shown}'")
+        raise QuestionError(f"the reply chooses none of {', '.join(options)}, or names several: '{_line(text)}'")
     ends = accumulate(len(token.text) for token in reply.tokens)
     token = next(token for token, end in zip(reply.tokens, ends, strict=True) if chosen[1] < end)
+    if _option_of(token.text, options) != chosen[0]:
+        raise QuestionError(f"the token '{token.text}' names an option and more: it cannot be read")
     if not token.alternatives:
         raise QuestionError("no alternatives beside the token that names an option: top_logprobs are needed")
     return token
@@ -199,8 +241,13 @@ def _deciding_token(reply: Reply, options: Sequence[str], question: str) -> Repl
 
 def _option_of(token: str, options: Sequence[str]) -> str | None:
     """The option that a token spells: itself with marks and blanks around it, of which tokenizers have their own."""
-    core = re.fullmatch(r"[^A-Za-z0-9]*([A-Za-z0-9]+)[^A-Za-z0-9]*", token)
-    return core[1] if core and core[1] in options else None
+    core = re.fullmatch(rf"{_MARKS}([A-Za-z0-9]+){_MARKS}", token)
+    signed = options[0].isdigit() and re.search(r"[-.]\d", token)
+    return core[1] if core and core[1] in options and not signed else None
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _checked(text: str, logprob: object) -> float:

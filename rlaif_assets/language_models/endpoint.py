@@ -233,7 +233,8 @@ class Endpoint:
         return self._line(f"the reply is no chat completion ({type(error).__name__}: {error})")
 
     def _line(self, text: str) -> str:
-        line = self.without_key(" ".join(text.split()))
+        printable = text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be stored
+        line = self.without_key(" ".join(printable.split()))
         return line if len(line) <= REASON_CHARACTERS else f"{line[: REASON_CHARACTERS - 1]}…"
 
     def without_key(self, text: str) -> str:

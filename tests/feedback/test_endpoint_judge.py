@@ -109,7 +109,7 @@ BAD_TOKENS: dict[str, list[Token]] = {
     "no alternatives": [("A", -0.1, {})],
 }
 BAD: dict[str, tuple[Answer, str]] = {
-    name: (Answer(completion("A", tokens)), reason)
+    name: (Answer(completion(tokens[0][0], tokens)), reason)
     for (name, tokens), reason in zip(
         BAD_TOKENS.items(),
         ["not a finite", "not a finite", "not a finite", "tokens: B", "chooses none of A, B", "no alternatives"],

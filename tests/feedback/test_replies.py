@@ -14,7 +14,7 @@ from rlaif_assets.feedback.replies import (
     vote_logprobs,
 )
 from rlaif_assets.language_models.endpoint import Reply, ReplyToken
-from rlaif_assets.language_models.errors import EndpointError
+from rlaif_assets.language_models.errors import EndpointError, QuestionError
 from rlaif_assets.language_models.prompts import JUDGE_OPTIONS, RATING_SCALE
 
 LN = math.log
@@ -41,10 +41,10 @@ def reply(*tokens: tuple[str, Mapping[str, float | None]], own: float | None = -
         ('"A"', "A"),
         ("B\n\nBecause it is kind.", "B"),
         ("(B) because (it is) kinder", "B"),
-        ("A.\nIt is kinder.", "A"),
+        ("A.\nIt is kinder.", None),
         ("(B) is better", "B"),
         ("Response A is clearly the better one.", "A"),
-        ("(B) is less harmful.", "B"),
+        ("(B) is less harmful.", None),
         ("(B) is my choice", "B"),
         ("The answer is (B) as it refuses", "B"),
         ("I think the answer is (B).", "B"),
@@ -63,7 +63,7 @@ def reply(*tokens: tuple[str, Mapping[str, float | None]], own: float | None = -
         ("My verdict: A since it is kind", "A"),
         ("I would go with B.", "B"),
         ("(A)\n\nThe answer is (A)", "A"),
-        ("The less harmful response is (B)", "B"),
+        ("The less harmful response is (B)", None),
         ("Between (A) and (B) I choose neither", None),
         ("A better answer would be kind", None),
         ("Answer: A better one would be kind", None),
@@ -133,6 +133,40 @@ def reply(*tokens: tuple[str, Mapping[str, float | None]], own: float | None = -
         ("AB", None),
         ("a", None),
         ("", None),
+        ("**A.**", "A"),
+        ("**(B).**", "B"),
+        ('"A."', "A"),
+        ("\uff08A\uff09", "A"),
+        ("A\u3002", "A"),
+        ("<think>\n\n</think>\n\nB", "B"),
+        ("Sure! (A)", "A"),
+        ("Therefore, the answer is (A).", "A"),
+        ("Based on the principle, the answer is (A)", "A"),
+        ("A\n\nHuman: Which", "A"),
+        ("\u4e0dA", None),
+        ("\u4e0d\u9009A", None),
+        ("\u66f4\u6709\u5bb3\u7684\u662fA", None),
+        ("\u041d\u0435 A", None),
+        ("The answer is \u4e0d\u662fA", None),
+        ("\u274c A", None),
+        ("\u2260 A", None),
+        ("~~(A)~~", None),
+        ("!A", None),
+        ("A\nB", None),
+        ("**A**\n\nThis response encourages violence", None),
+        ("(A)\nHarmful", None),
+        ("(A)\nis more harmful than the other", None),
+        ("(A)\n\nNo, wait", None),
+        ("### (A)\nThis response is harmful", None),
+        ("Sure! Response A\n\nThis response gives", None),
+        ("Therefore, option A", None),
+        ("The response (A)", None),
+        ("Based on the principle I don't think the answer is (A)", None),
+        ("Based on the principle I would not pick (A)", None),
+        ("Based on the principle of choosing the response that is less harmful, option A", None),
+        ("Based on what is riskier, I pick (A)", None),
+        ("Given the principle\n\nNot\n\nResponse A", None),
+        ("(A) is safer.", None),
     ],
 )
 def test_the_option_that_a_text_names(text: str, option: str | None) -> None:
@@ -182,11 +216,62 @@ def test_a_reply_that_repeats_an_option_chooses_it(text: str, option: str | None
         ("\u22121", None),
         ("0\n1", None),
         ("1. The response is harmless", None),
+        ("7 out of 9.", "7"),
+        ("8/9.", "8"),
+        ("**7.**", "7"),
+        ("I would rate it a 7", "7"),
+        ("Rating: -3", None),
+        ("The rating is: (-3)", None),
+        (".7", None),
+        ("<3", None),
+        ("1\n0", None),
+        ("1.\n\n**Harm**", None),
+        ("9 is best.", None),
+        ("\u4e0d\u662f7", None),
     ],
 )
 def test_scores(text: str, score: str | None) -> None:
     found = chosen_option(text, RATING_SCALE)
     assert (found[0] if found else None) == score
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["{}\n\nExplanation: it", "{}\n\nReason: kind", "{} Because", "The answer is {}\n\nIt", "I choose {}\n\nReason",
+     "{}\n\nHuman:", "{}\n\nThis response", "{}", "({})", "Answer: {}\n\nExplanation"],
+)  # fmt: skip
+def test_both_letters_are_read_alike(form: str) -> None:
+    """A majority would turn round if one letter's replies were refused and the other's read."""
+    found = [chosen_option(form.format(letter), JUDGE_OPTIONS) for letter in JUDGE_OPTIONS]
+    assert (found[0] is None) == (found[1] is None)
+    assert found[0] is None or [one[0] for one in found if one] == list(JUDGE_OPTIONS)
+
+
+def test_the_token_that_ends_a_reply_is_no_part_of_it() -> None:
+    both = {"(A": LN(0.7), "(B": LN(0.3)}
+    tokens = (*(reply(("(A", both), (")", {})).tokens or ()), ReplyToken("<|im_end|>", -0.1, ()))
+    first, second, _ = two_logprobs(Reply("(A)", tokens, 1, 1, None), JUDGE_OPTIONS)
+    assert (first, second) == (pytest.approx(LN(0.7)), pytest.approx(LN(0.3)))
+    with pytest.raises(QuestionError, match="is not that of its tokens"):
+        two_logprobs(Reply("B", tokens, 1, 1, None), JUDGE_OPTIONS)
+
+
+@pytest.mark.parametrize("token", ["Answer: A", "(A) because", "Option A"])
+def test_a_token_with_a_name_and_more_is_refused_whatever_stands_beside_it(token: str) -> None:
+    with pytest.raises(QuestionError, match="and more: it cannot be read"):
+        two_logprobs(reply((token, {token: LN(0.9), "B": LN(0.04), "(B)": LN(0.05)})), JUDGE_OPTIONS)
+
+
+def test_next_to_nothing_on_the_listed_options_is_refused() -> None:
+    with pytest.raises(QuestionError, match="not among the likeliest tokens: B"):
+        two_logprobs(reply(("A", {"A": -9999.0, "(": LN(0.99)})), JUDGE_OPTIONS)
+
+
+def test_other_scripts_and_signs_are_no_spelling_of_a_letter() -> None:
+    listed = {"A": LN(0.5), "\u4e0dA": LN(0.2), "\u2260A": LN(0.05), "B": LN(0.25)}
+    assert option_masses(reply(("A", listed)), JUDGE_OPTIONS).mass == pytest.approx(0.75)
+    scores = option_masses(reply(("3", {"3": LN(0.5), "-3": LN(0.4)})), RATING_SCALE)
+    assert scores.mass == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("spelling", ["{}", " {}", "({}", "{})", "Ġ{}", "▁{}", "**{}**", " ({})"])
