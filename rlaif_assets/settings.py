@@ -361,7 +361,8 @@ class TrackingSettings(Settings):
 
 
 class Profile(Settings):
-    """All stages. Named as their assets, except `constitution` (two assets'), `audits`, `relabel` and the last two."""
+    """All stages. Named as their assets, except `constitution` (two assets'), `audits`, `relabel` and the last two;
+    `reward_model` is also that of its halves."""
 
     constitution: ConstitutionSettings = ConstitutionSettings()
     red_team_prompts: RedTeamPromptsSettings = RedTeamPromptsSettings()

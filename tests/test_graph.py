@@ -24,6 +24,17 @@ SOURCES = {
     "base_model": {"huggingface", "mlflow"},
     "feedback_model": {"huggingface", "mlflow"},
 }
+REWARD_MODEL = (
+    "step_4_reward_model",
+    {
+        "pmp_checkpoint",
+        "base_model",
+        "harmlessness_preferences",
+        "response_pairs",
+        "red_team_prompts",
+        "helpfulness_preferences",
+    },
+)
 STEPS = {
     "revised_responses": ("step_1_revisions", {"base_model", "critique_constitution", "red_team_prompts"}),
     "sl_cai_checkpoint": (
@@ -40,39 +51,9 @@ STEPS = {
         {"harmlessness_preferences", "response_pairs", "red_team_prompts", "judging_constitution"},
     ),
     "pmp_checkpoint": ("step_4_reward_model", {"base_model", "community_votes"}),
-    "reward_model": (
-        "step_4_reward_model",
-        {
-            "pmp_checkpoint",
-            "base_model",
-            "harmlessness_preferences",
-            "response_pairs",
-            "red_team_prompts",
-            "helpfulness_preferences",
-        },
-    ),
-    "reward_model_half_a": (
-        "step_4_reward_model",
-        {
-            "pmp_checkpoint",
-            "base_model",
-            "harmlessness_preferences",
-            "response_pairs",
-            "red_team_prompts",
-            "helpfulness_preferences",
-        },
-    ),
-    "reward_model_half_b": (
-        "step_4_reward_model",
-        {
-            "pmp_checkpoint",
-            "base_model",
-            "harmlessness_preferences",
-            "response_pairs",
-            "red_team_prompts",
-            "helpfulness_preferences",
-        },
-    ),
+    "reward_model": REWARD_MODEL,
+    "reward_model_half_a": REWARD_MODEL,
+    "reward_model_half_b": REWARD_MODEL,
     "ppo_policy": (
         "step_5_ppo",
         {

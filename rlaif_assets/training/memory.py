@@ -40,6 +40,6 @@ def use_gradient_checkpointing(*models: Any) -> None:
             for name, value in vars(module).items():
                 if "dropout" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
-        # Its name before transformers 5.20 or so was gradient_checkpointing_enable.
+        # Newer versions warn at the older name, older ones have no other.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})

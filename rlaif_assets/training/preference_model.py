@@ -139,7 +139,7 @@ def train_preference_model(
 
 
 class PreferenceScorer:
-    """A trained PM that scores responses. Scores have no unit; `normalised` gives them mean 0 and spread 1."""
+    """A trained PM that scores responses. Scores have no unit; `normalisation` tells their mean and spread."""
 
     def __init__(self, folder: Path, compute: ComputeSettings) -> None:
         """Raises TrainingError when the folder holds no PM (a causal LM has no score head)."""
@@ -183,11 +183,6 @@ class PreferenceScorer:
             raise TrainingError(f"{self.folder.name} has no {NORMALISATION_FILE}: materialize reward_model again")
         stored = json.loads(path.read_text(encoding="utf-8"))
         return stored["mean"], stored["spread"]
-
-    def normalised(self, scores: np.ndarray) -> np.ndarray:
-        """(scores - mean) / spread, float64."""
-        mean, spread = self.normalisation()
-        return (np.asarray(scores, dtype=np.float64) - mean) / spread
 
 
 def write_normalisation(folder: Path, scores: np.ndarray) -> dict[str, float]:
