@@ -189,12 +189,16 @@ class AuditsSettings(Settings):
     min_mass: float = Field(
         default=0.5, ge=0, le=1, description="mean probability that the judge puts on the two letters"
     )
-    max_flip_rate: float = Field(default=0.4, ge=0, le=1, description="a judge that answers by chance has 0.5")
+    max_flip_rate: float = Field(default=0.4, ge=0, le=1, description="upper end of the 95% interval; chance 0.5")
     max_unswapped: float = Field(
         default=0.1, ge=0, le=1, description="share of labels that stay when the two texts are exchanged"
     )
     min_turned: float = Field(
-        default=0.7, ge=0, le=1, description="share of sure labels that turn under the counter-principle; chance 0.5"
+        default=0.6,
+        ge=0,
+        le=1,
+        description="share of sure labels that turn under the counter-principle, lower end of the 95% interval; chance "
+        "0.5",
     )
     min_principle_shift: float = Field(
         default=0.01, ge=0, le=1, description="mean |change of p_a| under another principle, where none has a counter"

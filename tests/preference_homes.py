@@ -24,7 +24,7 @@ CATEGORIES = ("theft", "fraud", None)
 
 def sound_probes(*_: Any) -> list[AuditProbe]:
     """In the place of `probes.probe_judge`, where a test counts what is asked to make labels."""
-    return [AuditProbe(audit, "pair", None, 0.9, 0.1) for audit in ("texts_swap", "counter_principle")]
+    return [AuditProbe(audit, "pair", None, 0.9, 0.1) for audit in ("texts_swap", "counter_principle")] * 24
 
 
 def make_preference_home(folder: Path, model: Path, pairs: int = 24, *overrides: str) -> Home:

@@ -67,7 +67,7 @@ def response_pairs(
     owners=["team:alignment"],
     kinds={"duckdb", "huggingface"},
     pool="gpu",
-    code_version="8",
+    code_version="9",
     metadata=table_metadata("labels", Label),
     output_required=False,
     freshness_policy=dg.FreshnessPolicy.time_window(timedelta(days=PROFILE.relabel.overdue_after_days)),

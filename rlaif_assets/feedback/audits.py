@@ -26,6 +26,7 @@ PEOPLE = {
     "": "no labels of people are given (audits.reference)",
     "_verdicts": "no verdict of a person is about a pair of this home (human_verdicts)",
 }
+NOBODY = "nothing tells a sound judge from an inverted one: "
 OF_THE_JUDGE = (
     "letter_mass",
     "position_flip_rate",
@@ -78,6 +79,7 @@ def audit(evidence: Evidence, settings: AuditsSettings) -> list[dict[str, Any]]:
     silent = reference - {probe.pair_id for probe in probes["agreement"]}
     put, failed = len(evidence.pairs) + len(reference), len(unlabelled) + len(silent)
     drawn = len(evidence.pairs) + evidence.refused
+    asked = min(settings.probe_pairs, len({label.pair_id for label in labels}))
     found: dict[str, Measured] = {
         "enough_pairs": _value(len({label.pair_id for label in evidence.labels}), len(evidence.pairs), "pairs"),
         "letter_mass": _value(_mean(masses), len(masses), "judgements"),
@@ -85,8 +87,8 @@ def audit(evidence: Evidence, settings: AuditsSettings) -> list[dict[str, Any]]:
         "both_orders": _value(_mean(complete), len(complete), "labels"),
         "labels_vary": _value(float(np.std([row.p_a for row in labels])) if labels else None, len(labels), "labels"),
         "verdict_reaches_label": _largest_gap(labels, by_id, evidence.average),
-        "texts_swap": _share(probes["texts_swap"], turned=False, what="stayed with exchanged texts"),
-        "counter_principle": _share(probes["counter_principle"], turned=True, what="turned under the opposite")
+        "texts_swap": _swapped(probes["texts_swap"], asked),
+        "counter_principle": _turned(probes["counter_principle"], asked)
         if evidence.has_counter
         else (None, None, "not asked: the constitution declares no opposite of a principle (inverted, counter)"),
         "other_principle": (None, None, "not asked: counter_principle tells more")
@@ -123,11 +125,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _sure_flips(labels: Sequence[Label], by_id: Mapping[str, Judgement]) -> Measured:
-    sure = {label.label_id: _certainty(label, by_id) for label in labels if label.flipped is not None}
-    flipped = math.fsum(sure[label.label_id] for label in labels if label.flipped)
-    count = sum(bool(label.flipped) for label in labels)
-    note = f"{_of(count, len(sure))} with a choice in both orders flipped"
-    return (flipped / math.fsum(sure.values()) if any(sure.values()) else None), len(sure), note
+    sure = [label for label in labels if label.flipped is not None]
+    _, high = _interval([_certainty(label, by_id) for label in sure], [bool(label.flipped) for label in sure])
+    count = sum(bool(label.flipped) for label in sure)
+    return high, len(sure), f"{_of(count, len(sure))} with a choice in both orders flipped"
 
 
 def _certainty(label: Label, by_id: Mapping[str, Judgement]) -> float:
@@ -168,17 +169,38 @@ def _gap(label: Label, by_id: Mapping[str, Judgement], average: Average) -> floa
     return gap if math.isfinite(gap) else 1.0
 
 
-def _share(probes: Sequence[AuditProbe], turned: bool, what: str) -> Measured:
-    """Share of probes whose two numbers choose different (`turned`) or the same responses, weighted by certainty.
+def _swapped(probes: Sequence[AuditProbe], asked: int) -> Measured:
+    """The second number belongs to the other response, so that a label that follows the texts turns."""
+    stayed, certainty = _choices(probes, turned=False)
+    value = _weighted(certainty, stayed) if 2 * len(probes) >= asked else None
+    return value, len(probes), f"{_of(sum(stayed), len(stayed))} stayed with exchanged texts, {asked} asked"
 
-    The certainty of a probe is the sum of |2 p - 1| of both. Of exchanged texts the second number belongs to the other
-    response, so that a label that follows the texts turns.
-    """
-    weights = [abs(2 * probe.p_a - 1) + abs(2 * probe.other - 1) for probe in probes]
+
+def _turned(probes: Sequence[AuditProbe], asked: int) -> Measured:
+    turned, certainty = _choices(probes, turned=True)
+    low = _interval(certainty, turned)[0] if 2 * len(probes) >= asked else None
+    return low, len(probes), f"{_of(sum(turned), len(turned))} turned under the opposite, {asked} asked"
+
+
+def _choices(probes: Sequence[AuditProbe], turned: bool) -> tuple[list[bool], list[float]]:
+    """Whether the two numbers choose different (`turned`) or the same responses, and the sum of both |2 p - 1|."""
     counted = [((probe.p_a > 0.5) != (probe.other > 0.5)) == turned for probe in probes]
+    return counted, [abs(2 * probe.p_a - 1) + abs(2 * probe.other - 1) for probe in probes]
+
+
+def _weighted(weights: Sequence[float], hits: Sequence[bool]) -> float | None:
     total = math.fsum(weights)
-    value = math.fsum(w for w, hit in zip(weights, counted, strict=True) if hit) / total if total > 1e-9 else None
-    return value, len(probes), f"{_of(sum(counted), len(probes))} {what}"
+    return math.fsum(w for w, hit in zip(weights, hits, strict=True) if hit) / total if total > 1e-9 else None
+
+
+def _interval(weights: Sequence[float], hits: Sequence[bool]) -> tuple[float | None, float | None]:
+    """Jeffreys' 95% interval of the weighted share; of as many rows as equal weights would make as certain (Kish)."""
+    share = _weighted(weights, hits)
+    if share is None:
+        return None, None
+    rows = math.fsum(weights) ** 2 / math.fsum(weight**2 for weight in weights)
+    found = stats.beta(share * rows + 0.5, (1 - share) * rows + 0.5)
+    return (float(found.ppf(0.025)) if share > 0 else 0.0), (float(found.ppf(0.975)) if share < 1 else 1.0)
 
 
 def _shift(probes: Sequence[AuditProbe]) -> Measured:
@@ -193,8 +215,9 @@ def _against_people(which: str, probes: Mapping[str, Sequence[AuditProbe]], evid
     agreement, calibration = f"agreement{which}", f"calibration{which}"
     pairs = evidence.people.get(agreement)
     if pairs is None:
-        none: Measured = (None, None, f"not asked: {PEOPLE[which]}")
-        return {agreement: none, calibration: none}
+        nobody = not which and not evidence.people
+        none: Measured = (None, 0, NOBODY + PEOPLE[which]) if nobody else (None, None, f"not asked: {PEOPLE[which]}")
+        return {agreement: none, calibration: (None, None, f"not asked: {PEOPLE[which]}")}
     found = agreement_metrics(probes[agreement], pairs)
     told = f"{len(pairs)} pairs that people decided, {found['decided']} with a label"
     if found["decided"]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from rlaif_assets.feedback.judge import Failure, JudgeStoppedError, Method, Outcomes, Reading
-from rlaif_assets.feedback.replies import MAX_DOUBT, RULES_VERSION, chosen_option, two_logprobs, vote_logprobs
+from rlaif_assets.feedback.replies import MAX_DOUBT, RULES_VERSION, chosen_by, two_logprobs, vote_logprobs
 from rlaif_assets.language_models.endpoint import Endpoint, Reply
 from rlaif_assets.language_models.errors import EndpointError, EndpointStoppedError
 from rlaif_assets.language_models.local import Conversation
@@ -53,7 +53,7 @@ class EndpointJudge:
         text = asked_options(question)
         if self.method == "votes":
             replies = sample_replies(self.endpoint, question, self.settings.verdict_request, self.settings.votes)
-            named = [chosen_option(reply.text, JUDGE_OPTIONS, text) for reply in replies]
+            named = [chosen_by(reply, JUDGE_OPTIONS, text) for reply in replies]
             first, second = vote_logprobs([found[0] if found else None for found in named], JUDGE_OPTIONS)
         else:
             asked = with_request(question, self.settings.verdict_request)

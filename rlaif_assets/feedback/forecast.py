@@ -1,5 +1,6 @@
 """What the audits of a preference set that is not made yet would ask, from the labels that can be expected."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from rlaif_assets.feedback.human import override
@@ -29,12 +30,16 @@ def expected_labels(
     ]
     known = {row.pair_id: row for row in earlier if row.source == "ai"}
     known |= {row.pair_id: row for row in make_labels(whole_pairs(planned.questions, found)[0], settings.average)}
-    drawn = {question.pair.pair_id: question.principle.principle_id for question in planned.questions}
-    by_judge = [
-        known.get(pair.pair_id) or Label("", pair.pair_id, drawn[pair.pair_id], 0.5, (), None, "ai", "")
-        for pair in pairs
-    ]
+    drawn: dict[str, set[str]] = defaultdict(set)
+    for question in planned.questions:
+        drawn[question.pair.pair_id].add(question.principle.principle_id)
+    by_judge = [known.get(pair.pair_id) or _undecided(pair, drawn[pair.pair_id]) for pair in pairs]
     return override(by_judge, verdicts, pairs, prompts).labels
+
+
+def _undecided(pair: Pair, principles: set[str]) -> Label:
+    principle_id = min(principles) if len(principles) == 1 else None
+    return Label("", pair.pair_id, principle_id, 0.5, (), None, "ai", "")
 
 
 def plan_audits(

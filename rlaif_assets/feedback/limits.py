@@ -52,9 +52,10 @@ RULES: dict[str, Rule] = {
         at_least=True,
     ),
     "position_flip_rate": Rule(
-        "Share of labels whose two orders choose different responses, weighted by certainty. A judge that looks at the "
-        "position alone has 1, one that answers by chance 0.5.",
-        "take a stronger judge, move the principle (principle_position) or give it worked examples (few_shot)",
+        "Share of labels whose two orders choose different responses, weighted by certainty: the upper end of its 95% "
+        "interval. A judge that looks at the position alone has 1, one that answers by chance 0.5.",
+        "take a stronger judge, move the principle (principle_position), give it worked examples (few_shot), or give "
+        "more pairs where the interval is wide",
         "max_flip_rate",
     ),
     "both_orders": Rule(
@@ -82,8 +83,10 @@ RULES: dict[str, Rule] = {
     ),
     "counter_principle": Rule(
         "Share of the surest labels that turn when a principle is replaced by the opposite that the constitution "
-        "declares for it, weighted by certainty. A judge that ignores the principle has 0, chance 0.5.",
-        "the judge does not read the principle: move it (principle_position), or take another judge",
+        "declares for it, weighted by certainty: the lower end of its 95% interval. A judge that ignores the principle "
+        "has 0, chance 0.5.",
+        "the judge does not read the principle: move it (principle_position), take another judge, or ask about more "
+        "pairs (probe_pairs) where the interval is wide",
         "min_turned",
         at_least=True,
     ),
@@ -98,7 +101,7 @@ RULES: dict[str, Rule] = {
         "Agreement with people's labels less that of the better rule of 'the shorter wins' and 'the longer wins': the "
         "lower end of its 95% interval.",
         "the labels tell no more than a ruler would: see what the principles ask for and what people were asked, then "
-        "try another judge",
+        "try another judge; without people's labels name some (audits.reference) or give verdicts (human_verdicts)",
         "min_margin",
         at_least=True,
         above=True,

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from rlaif_assets.feedback.endpoint_judge import VERDICT_TOKENS, outcomes, sample_replies
 from rlaif_assets.feedback.judge import Failure, Method
-from rlaif_assets.feedback.replies import MAX_DOUBT, RULES_VERSION, chosen_option, option_masses, require_certain
+from rlaif_assets.feedback.replies import MAX_DOUBT, RULES_VERSION, chosen_by, option_masses, require_certain
 from rlaif_assets.language_models.chat import encode_prompt, encode_text
 from rlaif_assets.language_models.endpoint import Endpoint
 from rlaif_assets.language_models.errors import ModelError, QuestionError
@@ -151,7 +151,7 @@ class EndpointRater:
     def _answer(self, question: Conversation) -> Rating | Failure:
         if self.method == "votes":
             replies = sample_replies(self.endpoint, question, RATING_REQUEST, self.settings.votes)
-            named = [found[0] for reply in replies if (found := chosen_option(reply.text, self.scale))]
+            named = [found[0] for reply in replies if (found := chosen_by(reply, self.scale))]
             if not named:
                 raise QuestionError(f"none of {len(replies)} sampled replies names a score: {', '.join(self.scale)}")
             counts = [named.count(option) for option in self.scale]

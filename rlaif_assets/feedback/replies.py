@@ -16,7 +16,7 @@ from rlaif_assets.language_models.errors import EndpointError, QuestionError
 MAX_DOUBT = 0.05
 ROUNDING = 1e-3
 LEAST_MASS = 1e-6  # servers write a very small probability as exp(-9999)
-RULES_VERSION = 5  # of what is read from a reply: part of the judges' fingerprints
+RULES_VERSION = 6  # of what is read from a reply: part of the judges' fingerprints
 
 RESTATED = 20  # characters of an option's text after its name that show that a reply repeats it
 _NOUN = r"(?:option|response|answer|assistant|choice)"
@@ -83,6 +83,18 @@ class OptionMasses:
         if None in self.logprobs and self.mass < LEAST_MASS:
             return 1.0
         return self.unlisted / (self.mass + self.unlisted) if self.unlisted else 0.0
+
+
+def chosen_by(
+    reply: Reply, options: Sequence[str], question: str = "", text: str | None = None
+) -> tuple[str, int] | None:
+    """`chosen_option` of the reply's text, or of `text` in its place.
+
+    None where a limit cut the reply off at the name, which may be the beginning of a word or of a comparison.
+    """
+    said = reply.text if text is None else text
+    found = chosen_option(said, options, question)
+    return None if found and reply.cut and not said[found[1] + len(found[0]) :].strip() else found
 
 
 def chosen_option(text: str, options: Sequence[str], question: str = "") -> tuple[str, int] | None:
@@ -227,7 +239,7 @@ def _deciding_token(reply: Reply, options: Sequence[str], question: str) -> Repl
         raise QuestionError(f"the reply's text '{_line(said)}' is not that of its tokens, '{_line(text)}'")
     if said:
         text = text[: text.index(said) + len(said)]  # servers list the token that ends the reply too
-    chosen = chosen_option(text, options, question)
+    chosen = chosen_by(reply, options, question, text)
     if chosen is None:
         raise QuestionError(f"the reply chooses none of {', '.join(options)}, or names several: '{_line(text)}'")
     ends = accumulate(len(token.text) for token in reply.tokens)

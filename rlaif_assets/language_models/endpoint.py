@@ -41,13 +41,15 @@ class ReplyToken:
 
 @dataclass(frozen=True)
 class Reply:
-    """`tokens` is None where the server gave no log-probabilities. Token counts are the server's, 0 if it gave none."""
+    """`tokens` is None where the server gave no log-probabilities. Token counts are the server's, 0 if it gave none.
+    `cut`: a limit ended the reply (finish_reason "length")."""
 
     text: str
     tokens: tuple[ReplyToken, ...] | None
     tokens_in: int
     tokens_out: int
     model: str | None
+    cut: bool = False
 
 
 class Endpoint:
@@ -313,4 +315,5 @@ def _reply(completion: Any) -> Reply:
         tokens_in=count(usage.prompt_tokens, "prompt_tokens") if usage else 0,
         tokens_out=count(usage.completion_tokens, "completion_tokens") if usage else 0,
         model=text(completion.model, "the model's name") if completion.model else None,
+        cut=choice.finish_reason == "length",
     )

@@ -64,7 +64,9 @@ def test_a_blocking_failure_closes_the_gate_and_an_override_opens_it(written: Pa
     assert "The gate is closed" in closed.output and "enough_pairs (8, limit 20 by audits.min_pairs)" in closed.output
     assert RULES["enough_pairs"].advice in closed.output
     assert audit(*words, "--set", "audits.enforce=false").exit_code == 0
-    opened = audit(*words, "--set", "audits.min_pairs=5")
+    opened = audit(
+        *words, "--set", "audits.min_pairs=5", *("--set", "audits.min_turned=0.2", "--set", "audits.max_flip_rate=0.9")
+    )
     assert opened.exit_code == 0 and "The gate is open" in opened.output
 
 

@@ -3,10 +3,12 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from rlaif_assets.feedback.replies import (
+    chosen_by,
     chosen_option,
     option_masses,
     require_certain,
@@ -372,3 +374,26 @@ def test_votes_are_smoothed_and_invalid_ones_take_from_the_mass() -> None:
     assert [math.exp(value) for value in vote_logprobs(["B"], ("A", "B"))] == pytest.approx([0.25, 0.75])
     with pytest.raises(EndpointError, match="none of 2 sampled verdicts names one of A, B"):
         vote_logprobs([None, None], ("A", "B"))
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("The answer is: (A", None),
+        ("I choose A", None),
+        ("A", None),
+        ("(A)", ("A", 1)),
+        ("The answer is A.", ("A", 14)),
+    ],
+)
+def test_a_reply_that_a_limit_cut_off_at_the_name_chooses_nothing(text: str, cut: tuple[str, int] | None):
+    ended = reply((text[:-1], {}), (text[-1], {"A": LN(0.9), "B": LN(0.1)}))
+    assert chosen_by(ended, JUDGE_OPTIONS) == ("A", text.index("A"))
+    assert chosen_by(replace(ended, cut=True), JUDGE_OPTIONS) == cut
+
+
+def test_log_probabilities_at_a_name_where_a_limit_cut_the_reply_off_are_refused():
+    ended = reply(("I choose ", {}), ("A", {"A": LN(0.9), "B": LN(0.1)}))
+    assert two_logprobs(ended, JUDGE_OPTIONS)[:2] == (pytest.approx(LN(0.9)), pytest.approx(LN(0.1)))
+    with pytest.raises(QuestionError, match="chooses none of A, B"):
+        two_logprobs(replace(ended, cut=True), JUDGE_OPTIONS)
