@@ -122,13 +122,25 @@ class SlCaiCheckpointSettings(Settings):
     revisions: Literal["final", "all"] = Field(
         default="all", description="train on the last revision or on every round's"
     )
+    rounds: int | None = Field(
+        default=None, ge=1, description="SL-CAI-n: of the first n rounds of revisions; null is all"
+    )
     helpful_ratio: float = Field(default=1.0, ge=0, description="helpful answers per revision row")
     helpful_max_new_tokens: int = Field(default=256, ge=1)
+    helpful_temperature: float = Field(default=1.0, gt=0)
     epochs: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=1e-5, ge=0)
     batch_size: int = Field(default=16, ge=1)
     max_length: int = Field(default=1024, ge=1)
     heldout_share: float = Field(default=0.1, ge=0, lt=1)
+    packing: bool = Field(
+        default=False, description="rows packed to max_length; batch_size and compute.batch_tokens are of packs then"
+    )
+    lora_rank: int = Field(default=0, ge=0, description="rank of adapters on all linear layers; 0 trains all weights")
+    heldout_steps: int | None = Field(
+        default=None, ge=1, description="measure the held-out loss after so many steps each, and keep the best weights"
+    )
+    patience: int = Field(default=2, ge=1, description="measurements without a lower held-out loss that end training")
     seed: Seed = 0
 
 
@@ -340,9 +352,11 @@ class ComputeSettings(Settings):
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's default")
     batch_tokens: int = Field(default=8192, ge=1, description="padded tokens per forward pass")
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of PPO's forward passes; weights and optimiser stay float32"
+        default="float32", description="of the forward passes of SL-CAI and PPO; weights and optimiser stay float32"
     )
-    gradient_checkpointing: bool = Field(default=False, description="PPO: less memory, a second forward pass")
+    gradient_checkpointing: bool = Field(
+        default=False, description="SL-CAI and PPO: less memory, a second forward pass"
+    )
     checkpoint_seconds: float = Field(default=60.0, ge=0, description="PPO: work that a kill may cost, at most")
     progress: Literal["log", "bar", "none"] = "log"
     endpoint_key_variable: str = Field(

@@ -36,7 +36,7 @@ def sl_cai_checkpoint(
         revisions = stage.rows(Revision, "revised_responses", "revisions")
         limit = stage.inputs["revised_responses"].settings["max_new_tokens"]
         revisions, unfinished = examples.finished_revisions(
-            examples.revisions_to_imitate(revisions, config.revisions), limit
+            examples.revisions_to_imitate(revisions, config.revisions, config.rounds), limit
         )
         harmful, helpful = stage.prompts("red_team_prompts"), stage.prompts("helpful_prompts")
         count = round(config.helpful_ratio * len(revisions))

@@ -16,7 +16,7 @@ PURPOSE = "helpful-answer"
 def helpful_answers(
     model: LocalModel, prompts: Sequence[Prompt], count: int, settings: SlCaiCheckpointSettings, progress: Progress
 ) -> tuple[list[Answer], list[Rejection]]:
-    """`count` answers at temperature 1 (Constitutional AI 3.2); requests = answers + rejections.
+    """`count` answers, at temperature 1 unless set (Constitutional AI 3.2); requests = answers + rejections.
 
     A prompt is asked again only after all others were; which ones are asked is drawn from their ids and the seed.
     An answer that did not end within `helpful_max_new_tokens` is rejected. Without prompts there are no answers.
@@ -27,7 +27,14 @@ def helpful_answers(
         order = sorted(prompts, key=lambda prompt: draw_seed(prompt.prompt_id, settings.seed, PURPOSE, number))
         chosen = order[: count - number * len(prompts)]
         kept, refused = sample_answers(
-            model, chosen, PURPOSE, 1.0, settings.helpful_max_new_tokens, settings.seed, number, progress
+            model,
+            chosen,
+            PURPOSE,
+            settings.helpful_temperature,
+            settings.helpful_max_new_tokens,
+            settings.seed,
+            number,
+            progress,
         )
         answers += [answer for answer in kept if answer.finished]
         rejections += refused

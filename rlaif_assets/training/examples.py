@@ -50,10 +50,15 @@ def conversation_id(example: SftExample | PreferenceExample) -> str:
     return row_id("conversation", example.messages)
 
 
-def revisions_to_imitate(revisions: Sequence[Revision], which: Literal["final", "all"]) -> list[Revision]:
-    """The last round's or every round's revisions, never a first response (Constitutional AI 3.1)."""
+def revisions_to_imitate(
+    revisions: Sequence[Revision], which: Literal["final", "all"], rounds: int | None = None
+) -> list[Revision]:
+    """The last round's or every round's revisions of the first `rounds` (SL-CAI-n, Constitutional AI 3), all unless
+    given; never a first response."""
     last = max((revision.round for revision in revisions), default=0)
-    return [revision for revision in revisions if revision.round == last or (which == "all" and revision.round > 0)]
+    last = last if rounds is None else min(last, rounds)
+    first = 1 if which == "all" else last
+    return [revision for revision in revisions if max(first, 1) <= revision.round <= last]
 
 
 def finished_revisions(revisions: Sequence[Revision], max_new_tokens: int) -> tuple[list[Revision], list[Rejection]]:

@@ -8,7 +8,6 @@ here knows of Dagster, MLflow or the warehouse: metrics go out through `log`, ro
 import copy
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from rlaif_assets.records import Prompt, Rejection
 from rlaif_assets.settings import ComputeSettings, PpoPolicySettings
 from rlaif_assets.store.fingerprint import draw_seed
 from rlaif_assets.training import ppo_math
+from rlaif_assets.training.adapters import with_adapters
 from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.guards import Finding, boilerplate, findings
 from rlaif_assets.training.memory import in_halves, use_gradient_checkpointing
@@ -159,22 +159,6 @@ def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
     for name in ("seconds_rollout", "seconds_score", "seconds_train"):
         means[name] = sum(metrics[name] for metrics in history)
     return means | {"updates": float(len(history))}
-
-
-def with_adapters(model: Any, rank: int, seed: int) -> Any:
-    """The model frozen, with trainable adapters of this rank on all linear layers but the output (Hu et al. 2021).
-
-    Their product begins as zero, so the policy begins as the model. No dropout.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks by a name that transformers gives up
-        torch.manual_seed(seed)
-        return get_peft_model(model, config)
 
 
 def train_ppo(

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.trainer_utils import align_special_tokens
 from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
+from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
@@ -28,6 +29,7 @@ from rlaif_assets.language_models.chat import encode_conversation
 from rlaif_assets.language_models.local import length_batches, load_model
 from rlaif_assets.records import SftExample
 from rlaif_assets.settings import ComputeSettings, SlCaiCheckpointSettings
+from rlaif_assets.training.adapters import with_adapters
 from rlaif_assets.training.errors import TrainingError
 
 IGNORED = -100
@@ -49,15 +51,20 @@ def train_sft(
     """Fine-tunes the causal LM in `base` on the answers of `train`, and saves it in `output` with its tokenizer.
 
     The loss is on answer tokens only (end of turn included), averaged over the answer tokens of an optimiser step of
-    `settings.batch_size` conversations. Constant learning rate (Constitutional AI 3.1), AdamW,
-    gradient clipping at 1, float32. Rows are batched by length and padded, not packed: packs would change how many
-    conversations a step sees. `compute.batch_tokens` splits steps into forward passes without changing them.
+    `settings.batch_size` conversations. Constant learning rate (Constitutional AI 3.1), AdamW, gradient clipping at 1,
+    float32 weights. Rows are batched by length and padded; `compute.batch_tokens` splits steps into forward passes
+    without changing them. With `packing` a step is of `batch_size` packs of conversations, none of which sees another.
+    With `lora_rank` adapters are trained, and merged before they are saved.
+    With `heldout_steps` the held-out loss is measured after so many steps each; training ends where it was not lower
+    `patience` times in a row, and the weights of the lowest are kept.
 
     A row longer than `settings.max_length` tokens, or than the model's context, is dropped and named in the metrics.
-    Returns steps, rows, heldout_rows, tokens, answer_tokens (both of one epoch), train_loss, heldout_loss_before,
-    heldout_loss_after (nats per answer token; None without held-out rows), dropped and dropped_row_ids.
+    Returns steps (taken), steps_kept, rows, heldout_rows, tokens, answer_tokens (both of one epoch), train_loss,
+    heldout_loss_before, heldout_loss_after (nats per answer token; None without held-out rows), dropped and
+    dropped_row_ids.
     `progress` gets ("fine-tuning", optimiser steps done, all of them).
-    Raises TrainingError without a usable row, or for a loss that is not finite (nothing is saved then).
+    Raises TrainingError without a usable row, without a held-out one where `heldout_steps` asks for some, or for a loss
+    that is not finite (nothing is saved then).
     """
     local = load_model(base, compute)
     if (local.device.index or 0) > 0:
@@ -76,19 +83,37 @@ def train_sft(
             "raise sl_cai_checkpoint.max_length or give more rows"
         )
 
+    if settings.heldout_steps is not None and not heldout_rows:
+        raise TrainingError(
+            "sl_cai_checkpoint.heldout_steps asks for a held-out loss, and no conversation is held out: "
+            "raise heldout_share, or set heldout_steps to null"
+        )
+
     before = answer_loss(model, heldout_rows, compute.batch_tokens)
+    dataset = Dataset.from_list(rows)
+    if settings.packing:
+        dataset = pack_dataset(dataset, limit, "bfd")
+    if settings.lora_rank:
+        model = with_adapters(model, settings.lora_rank, settings.seed)
+    callbacks: list[TrainerCallback] = [_LogCallback(log), *([_ProgressCallback(progress)] if progress else [])]
+    best = _BestWeights(settings, lambda: answer_loss(model, heldout_rows, compute.batch_tokens), log)
     trainer = _Trainer(
         model=model,
-        args=trainer_arguments(settings, rows, output, compute, local.device),
-        train_dataset=Dataset.from_list(rows),
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=0),  # the mask says what is padding, not the id
+        args=trainer_arguments(settings, [len(ids) for ids in dataset["input_ids"]], output, compute, local.device),
+        train_dataset=dataset,
+        # The mask says what is padding, not the id.
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=0, padding_free=settings.packing),
         processing_class=tokenizer,
-        callbacks=[_LogCallback(log), *([_ProgressCallback(progress)] if progress else [])],
+        callbacks=[*callbacks, *([best] if settings.heldout_steps else [])],
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
+    best.restore(model)
+    if settings.lora_rank:
+        model = model.merge_and_unload()
     metrics = {
         "steps": result.global_step,
+        "steps_kept": best.step or result.global_step,
         "rows": len(rows),
         "heldout_rows": len(heldout_rows),
         "tokens": sum(len(row["input_ids"]) for row in rows),
@@ -130,14 +155,15 @@ def encode_rows(
 
 def trainer_arguments(
     settings: SlCaiCheckpointSettings,
-    rows: Sequence[EncodedRow],
+    lengths: Sequence[int],
     output: Path,
     compute: ComputeSettings,
     device: torch.device,
 ) -> SFTConfig:
-    """TRL's configuration: no reports, no checkpoints, no progress bar, no preparation of the (encoded) rows."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    fitting = max(1, compute.batch_tokens // longest)
+    """TRL's configuration: no reports, no checkpoints, no progress bar, no preparation of the (encoded) rows.
+
+    `lengths`: of rows or packs, in tokens."""
+    fitting = max(1, compute.batch_tokens // max(lengths))
     micro = max(
         size for size in range(1, settings.batch_size + 1) if settings.batch_size % size == 0 and size <= fitting
     )
@@ -153,8 +179,8 @@ def trainer_arguments(
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=settings.seed,
-        bf16=False,
-        activation_checkpointing=False,
+        bf16=compute.dtype == "bfloat16",
+        activation_checkpointing=compute.gradient_checkpointing,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type != "cpu",
         logging_steps=LOG_STEPS,
@@ -201,6 +227,50 @@ class _Trainer(SFTTrainer):
                 "lower sl_cai_checkpoint.learning_rate, and check the base model's weights"
             )
         return loss
+
+
+class _BestWeights(TrainerCallback):
+    """Measures the held-out loss every `heldout_steps`, and at the end; keeps the trained weights of the lowest, and
+    ends the training after `patience` measurements that were not lower."""
+
+    def __init__(
+        self,
+        settings: SlCaiCheckpointSettings,
+        measure: Callable[[], float | None],
+        log: Callable[[dict[str, float], int], None],
+    ) -> None:
+        self.settings, self.measure, self.log = settings, measure, log
+        self.lowest, self.step, self.higher = float("inf"), 0, 0
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        last = state.global_step == state.max_steps
+        if model is None or (state.global_step % (self.settings.heldout_steps or 1) and not last):
+            return
+        loss = self.measure()
+        if loss is None:
+            return
+        self.log({"heldout_loss": loss}, state.global_step)
+        if loss < self.lowest:
+            self.lowest, self.step, self.higher = loss, state.global_step, 0
+            self.weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        else:
+            self.higher += 1
+        control.should_training_stop = control.should_training_stop or self.higher == self.settings.patience
+
+    def restore(self, model: Any) -> None:
+        """Puts the best weights back; nothing where none were kept."""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self.weights:
+                    parameter.copy_(self.weights[name])
 
 
 class _LogCallback(TrainerCallback):

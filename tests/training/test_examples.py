@@ -21,3 +21,17 @@ def test_a_revision_that_did_not_end_is_not_imitated():
     assert kept == rows[:1]
     reason = "not imitated: not finished within revised_responses.max_new_tokens=64"
     assert rejected == [Rejection("id b 2", reason, "b 2")]
+
+
+def test_of_the_first_rounds_only_those_are_imitated():
+    """SL-CAI-n (Constitutional AI 3)."""
+    rows = [revision(prompt, round) for prompt in "ab" for round in range(4)]
+    found = {
+        (which, rounds): sorted({row.round for row in revisions_to_imitate(rows, which, rounds)})
+        for which in ("final", "all")
+        for rounds in (1, 2, 9, None)
+    }
+    assert found == {
+        ("final", 1): [1], ("final", 2): [2], ("final", 9): [3], ("final", None): [3],
+        ("all", 1): [1], ("all", 2): [1, 2], ("all", 9): [1, 2, 3], ("all", None): [1, 2, 3],
+    }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 import torch
 import trl.trainer.base_trainer
 from safetensors.torch import load_file, save_file
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from rlaif_assets.language_models.chat import encode_conversation
 from rlaif_assets.language_models.local import load_model
@@ -208,3 +209,108 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path: Pat
     with pytest.raises(TrainingError, match="loss nan at step 1"):
         train(broken, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_a_pack_no_conversation_sees_another(kind: Kind, tmp_path: Path) -> None:
+    """One step over one pack: loss and gradient are those of its rows apart."""
+    base, examples = tiny_model(kind, tmp_path / "base"), make_examples(8)
+    local = load_model(base, COMPUTE)
+    limit = sum(len(row["input_ids"]) for row in sft.encode_rows(local.tokenizer, examples, 10_000)[0])
+    local.model.config.max_position_embeddings = limit
+    local.model.save_pretrained(base)
+    logged: list[dict[str, float]] = []
+    metrics = train(
+        base,
+        tmp_path / "out",
+        train=examples,
+        settings=SETTINGS.model_copy(update={"batch_size": 1, "epochs": 1.0, "max_length": limit, "packing": True}),
+        log=lambda metrics, step: logged.append(metrics),
+    )
+    assert (metrics["steps"], metrics["rows"]) == (1, 8)
+    loss, gradient_norm = answer_nll(base, examples)
+    assert logged[0]["loss"] == pytest.approx(loss, abs=1e-5)
+    assert logged[0]["grad_norm"] == pytest.approx(gradient_norm, rel=1e-4)
+
+
+def test_packs_need_fewer_steps_and_train_as_well(llama: Path, trained: Path, tmp_path: Path) -> None:
+    packed = train(llama, tmp_path, settings=SETTINGS.model_copy(update={"packing": True, "batch_size": 1}))
+    assert packed["steps"] < 2 * 14 and packed["rows"] == 14
+    assert packed["heldout_loss_after"] < packed["heldout_loss_before"] - 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_are_trained_on_a_frozen_model_and_merged(kind: Kind, tmp_path: Path) -> None:
+    base = tiny_model(kind, tmp_path / "base")
+    metrics = train(
+        base, tmp_path / "out", settings=SETTINGS.model_copy(update={"lora_rank": 4, "learning_rate": 0.02})
+    )
+    assert metrics["heldout_loss_after"] < metrics["heldout_loss_before"] - 0.3
+    assert metrics["heldout_loss_after"] == pytest.approx(answer_nll(tmp_path / "out", make_examples(5))[0], abs=1e-5)
+    before, after = weights(base), weights(tmp_path / "out")
+    assert before.keys() == after.keys()  # a model like the base, and no adapter beside it
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert changed and not any("embed" in name or "norm" in name for name in changed)
+    ranks = [
+        int(torch.linalg.matrix_rank(after[n] - before[n].float(), rtol=1e-3)) for n in changed if before[n].ndim > 1
+    ]
+    assert max(ranks) == 4
+
+
+def test_training_ends_where_the_heldout_loss_rises_and_keeps_the_best_weights(llama: Path, tmp_path: Path) -> None:
+    """Held out are answers that the training moves away from, after what both share has been learned."""
+    heldout = [replace(example, response=SENTENCES[0]) for example in make_examples(5)]
+    logged: list[tuple[int, float]] = []
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        if "heldout_loss" in metrics:
+            logged.append((step, metrics["heldout_loss"]))
+
+    options = {"heldout_steps": 2, "patience": 3, "epochs": 40.0, "learning_rate": 5e-3}
+    metrics = train(llama, tmp_path, heldout=heldout, settings=SETTINGS.model_copy(update=options), log=log)
+    losses = [loss for _, loss in logged]
+    best = losses.index(min(losses))
+    assert [step for step, _ in logged] == list(range(2, metrics["steps"] + 1, 2))
+    assert metrics["steps"] < 160 and best == len(losses) - 4
+    assert metrics["steps_kept"] == 2 * (best + 1)
+    assert metrics["heldout_loss_after"] == pytest.approx(min(losses), abs=1e-6)
+    assert answer_nll(tmp_path, heldout)[0] == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_a_heldout_loss_that_falls_to_the_end_keeps_the_last_weights(
+    llama: Path, trained: Path, tmp_path: Path
+) -> None:
+    metrics = train(llama, tmp_path, settings=SETTINGS.model_copy(update={"heldout_steps": 3}))
+    assert (metrics["steps"], metrics["steps_kept"]) == (8, 8)  # measured at 3, 6 and, the end, 8
+    ours, plain = weights(tmp_path), weights(trained)
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)
+
+
+def test_an_early_stop_without_heldout_rows_is_refused(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="heldout_steps asks for a held-out loss, and no conversation is held out"):
+        train(llama, tmp_path / "out", heldout=[], settings=SETTINGS.model_copy(update={"heldout_steps": 3}))
+
+
+def test_bfloat16_passes_leave_float32_weights(llama: Path, tmp_path: Path) -> None:
+    metrics = train(llama, tmp_path, compute=COMPUTE.model_copy(update={"dtype": "bfloat16"}))
+    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
+    assert metrics["heldout_loss_after"] < metrics["heldout_loss_before"] - 0.5
+
+
+def test_recomputed_layers_give_the_same_weights(
+    llama: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, forward = [0], LlamaMLP.forward
+
+    def counted(self: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    train(llama, tmp_path / "plain", heldout=[])
+    plain, calls[0] = calls[0], 0
+    compute = COMPUTE.model_copy(update={"gradient_checkpointing": True})
+    train(llama, tmp_path / "again", heldout=[], compute=compute)
+    assert calls[0] == 2 * plain
+    first, again = weights(trained), weights(tmp_path / "again")
+    assert all(torch.allclose(first[name], again[name], atol=1e-6) for name in first)
