@@ -95,3 +95,20 @@ def test_halves_that_learned_from_other_labels_do_not_watch(home: Home) -> None:
     assert "heldout_score" in home.warehouse.get(metadata(paid)["ppo_policy"]["snapshot_id"]).metrics
     assert home.run([*labelled, "reward_model_half_a"]).success
     assert home.ids()["ppo_policy"] == home.first["ppo_policy"]
+
+
+@pytest.mark.parametrize("reward", ["reward_model", "judge"])
+def test_several_processes_train_the_same_policy(home: Home, reward: str) -> None:
+    """Where they run identifies nothing: one process and two are one snapshot's key."""
+    words = (f"ppo_policy.reward={reward}", "ppo_policy.updates=2", "ppo_policy.seed=5")
+    two = home.run(PPO, *words, "compute.processes=2")
+    assert two.success, failure(two)
+    found = metadata(two)["ppo_policy"]
+    assert metadata(home.run(PPO, *words))["ppo_policy"]["reused"]
+    one = metadata(home.run(PPO, *words, tags={"rlaif/force": "ppo_policy"}))["ppo_policy"]
+    theirs, ours = (home.warehouse.rows("rollouts", made["snapshot_id"]) for made in (found, one))
+    assert [(row["prompt_id"], row["text"]) for row in theirs] == [(row["prompt_id"], row["text"]) for row in ours]
+    assert [row["score"] for row in theirs] == pytest.approx([row["score"] for row in ours], abs=1e-3)
+    metrics = [home.warehouse.get(made["snapshot_id"]).metrics for made in (found, one)]
+    assert metrics[0].keys() == metrics[1].keys() and metrics[0]["updates"] == 2
+    assert home.run(PPO).success and home.ids()["ppo_policy"] == home.first["ppo_policy"]

@@ -8,7 +8,7 @@ from rlaif_assets.settings import FeedbackModelSettings, HarmlessnessPreferences
 
 if TYPE_CHECKING:
     from rlaif_assets.feedback.judge import Judge
-    from rlaif_assets.feedback.rating import Rater
+    from rlaif_assets.training.rewards import JudgeSource
 
 
 def judge_of(stage: Stage) -> "Judge":
@@ -27,15 +27,16 @@ def judge_of(stage: Stage) -> "Judge":
     return judge
 
 
-def rater_of(stage: Stage) -> "Rater":
-    """The feedback model as one that rates single answers; an endpoint is asked as it was recorded."""
-    from rlaif_assets.feedback.rating import EndpointRater, LocalRater
+def judge_source_of(stage: Stage, seed: int) -> "JudgeSource":
+    """The feedback model as one that rates single answers under the constitution; an endpoint as it was recorded."""
+    from rlaif_assets.training.rewards import JudgeSource
 
-    row = stage.external("feedback_model")
-    if row["verdicts"] is None:
-        return LocalRater(stage.model("feedback_model"))
+    row, principles = stage.external("feedback_model"), judging_constitution_of(stage).principles
     asked = FeedbackModelSettings(**stage.inputs["feedback_model"].settings)
-    return EndpointRater(stage.compute.endpoint(row["source"], row["model"], row["revision"]), row["verdicts"], asked)
+    if row["verdicts"] is None:
+        return JudgeSource(principles, seed, asked, folder=stage.folder("feedback_model"))
+    place = (row["source"], row["model"], row["revision"])
+    return JudgeSource(principles, seed, asked, endpoint=place, method=row["verdicts"])
 
 
 def judging_settings_of(stage: Stage) -> HarmlessnessPreferencesSettings:

@@ -1,23 +1,27 @@
 """Step 5: reinforcement learning from AI feedback. How belongs to `training.ppo`."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from rlaif_assets.assets.configuration import PpoPolicyConfig
-from rlaif_assets.assets.judges import judging_constitution_of, rater_of
+from rlaif_assets.assets.judges import judge_source_of
 from rlaif_assets.assets.recording import Product, Stage
 from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.settings import PpoPolicySettings
 
 if TYPE_CHECKING:
     from rlaif_assets.training.ppo import PpoResult
-    from rlaif_assets.training.rewards import Reward
+    from rlaif_assets.training.rewards import RewardSource
 
 REGISTERED_NAME = "rlaif-policy"
 CURVES = ("score", "heldout_score", "kl", "length")
 HALVES = {"reward_model_half_a", "reward_model_half_b"}
 PREFERENCE_MODELS = {"reward_model", *HALVES}
+JUDGE = "judge"
 
 
 @dg.asset(
@@ -48,26 +52,13 @@ def ppo_policy(
     stage = Stage(context, config, storage, compute, tracking)
 
     def work() -> Product:
-        from rlaif_assets.training.ppo import train_ppo
-
         def log(metrics: dict[str, float], update: int) -> None:
             stage.log(metrics, update)
             stage.progress("updates", update + 1, config.updates)
 
         stage.progress("updates", 0, config.updates)
-        result = train_ppo(
-            stage.folder("sl_cai_checkpoint"),
-            reward_of(stage, config),
-            stage.prompts("red_team_prompts"),
-            stage.prompts("helpful_prompts"),
-            config,
-            folder := stage.work_folder(),
-            compute.settings(),
-            log,
-            stage.resume_file(),
-            heldout_of(stage, config),
-        )
-        return policy_product(stage, result, folder)
+        folder = stage.work_folder()
+        return policy_product(stage, train(stage, config, folder, log), folder)
 
     return stage.record(work, lambda: identity(config), registered=REGISTERED_NAME)
 
@@ -85,27 +76,40 @@ def policy_product(stage: Stage, result: "PpoResult", folder: Path) -> Product:
     return Product({"rollouts": result.rollouts}, result.rejected, folder, metrics, tokens, pictures)
 
 
-def reward_of(stage: Stage, config: PpoPolicyConfig) -> "Reward":
+def train(
+    stage: Stage, config: PpoPolicyConfig, folder: Path, log: Callable[[dict[str, float], int], None]
+) -> "PpoResult":
+    """In this process, or in those that `compute.processes` asks for."""
+    from rlaif_assets.training.ppo import train_ppo
+    from rlaif_assets.training.ppo_processes import PpoJob, train_in_processes
+    from rlaif_assets.training.rewards import open_reward
+
+    policy, compute = stage.folder("sl_cai_checkpoint"), stage.compute.settings()
+    prompts = stage.prompts("red_team_prompts"), stage.prompts("helpful_prompts")
+    source, heldout, resume = reward_of(stage, config), heldout_of(stage, config), stage.resume_file()
+    if compute.processes > 1:
+        settings = PpoPolicySettings(**{name: getattr(config, name) for name in PpoPolicySettings.model_fields})
+        job = PpoJob(policy, source, *prompts, settings, folder, compute, resume, heldout, os.getpid())
+        return train_in_processes(job, log)
+    reward = open_reward(source, compute, lambda _: stage.model("feedback_model"), stage.compute.endpoint)
+    others = [open_reward(other, compute) for other in heldout]
+    return train_ppo(policy, reward, *prompts, config, folder, compute, log, resume, others)
+
+
+def reward_of(stage: Stage, config: PpoPolicyConfig) -> "RewardSource":
     """What the policy is paid by. The reward model is made in any case, and with it the audits that it asks for."""
-    from rlaif_assets.training import rewards
-
     if config.reward in PREFERENCE_MODELS:
-        return rewards.preference_reward(stage.folder(config.reward), stage.compute.settings())
-    if config.reward == rewards.JUDGE:
-        principles = judging_constitution_of(stage).principles
-        return rewards.judge_reward(rater_of(stage), principles, config.seed)
-    return rewards.function_reward(config.reward)
+        return stage.folder(config.reward)
+    return judge_source_of(stage, config.seed) if config.reward == JUDGE else config.reward
 
 
-def heldout_of(stage: Stage, config: PpoPolicyConfig) -> "list[Reward]":
+def heldout_of(stage: Stage, config: PpoPolicyConfig) -> list[Path]:
     """The models on half of the labels that did not pay the policy, if they learned from the reward model's labels."""
-    from rlaif_assets.training.rewards import preference_reward
-
     labels = stage.inputs["reward_model"].inputs["harmlessness_preferences"]
     found = []
     for name in sorted(HALVES - {config.reward}):
         if stage.inputs[name].inputs["harmlessness_preferences"] == labels:
-            found.append(preference_reward(stage.folder(name), stage.compute.settings()))
+            found.append(stage.folder(name))
         else:
             stage.context.log.warning(
                 f"{name} learned from other labels than reward_model: the policy is not measured by it; materialize it"
@@ -115,7 +119,7 @@ def heldout_of(stage: Stage, config: PpoPolicyConfig) -> "list[Reward]":
 
 def identity(config: PpoPolicyConfig) -> dict[str, Any]:
     """What decides the policy: the settings, and the source of a reward that is a Python function."""
-    if config.reward in PREFERENCE_MODELS | {"judge"}:
+    if config.reward in PREFERENCE_MODELS | {JUDGE}:
         return config.model_dump()
     from rlaif_assets.training.rewards import function_fingerprint
 

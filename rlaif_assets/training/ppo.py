@@ -1,8 +1,9 @@
 """PPO against a reward: rollouts, scores, advantages, updates, in one loop to be read from top to bottom.
 
 Constitutional AI section 4.2, which takes over HH (Bai et al. 2022a) section 4.1. The arithmetic is in `ppo_math.py`;
-sampling and batches in `rollouts.py`; rewards in `rewards.py`; what survives a kill in `ppo_checkpoint.py`. Nothing
-here knows of Dagster, MLflow or the warehouse: metrics go out through `log`, rows through the result.
+sampling and batches in `rollouts.py`; rewards in `rewards.py`; what survives a kill in `ppo_checkpoint.py`; several
+processes in `world.py`. Nothing here knows of Dagster, MLflow or the warehouse: metrics go out through `log`, rows
+through the result.
 """
 
 import copy
@@ -39,9 +40,11 @@ from rlaif_assets.training.rollouts import (
     sample_rollouts,
     token_logprobs,
 )
+from rlaif_assets.training.world import World
 
 MAX_LOGITS = 2**27  # elements of one logits tensor: half a GiB in float32, whatever the vocabulary
 MAX_SKIPPED_STEPS = 5
+STATISTICS = ("policy_loss", "value_loss", "clip_fraction", "approx_kl")
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def start_value_model(policy: Any, tokenizer: Any, reward: Reward) -> ValueModel
 def measure(
     rollouts: Rollouts, batches: Sequence[Sequence[int]], model: Any, reference: Any, value_model: ValueModel, t: float
 ) -> float:
-    """Fills in log-probabilities (both at temperature `t`) and values; returns the mean entropy per token in nats.
+    """Fills in log-probabilities (both at temperature `t`) and values, zeros for rows in no batch; returns the entropy,
+    summed over tokens, in nats.
 
     The old log-probabilities come from the forward pass that training uses, not from decoding, so that the first ratio
     is 1. `reference` None: it is the model without its adapters.
@@ -113,7 +117,7 @@ def measure(
             logits = answer_logits(model if reference is None else reference, input_ids, predicts, t)
         rollouts.put(rollouts.reference_logprobs, rows, token_logprobs(logits, targets))
         rollouts.put(rollouts.values, rows, value_model(input_ids, predicts))
-    return entropy / int(rollouts.mask.sum())
+    return entropy
 
 
 def add_gradients(
@@ -122,14 +126,14 @@ def add_gradients(
     model: Any,
     value_model: ValueModel,
     settings: PpoPolicySettings,
-) -> dict[str, float]:
-    """Adds the gradients of both losses over all of `batches`, and returns the mean of each statistic per token.
+    total: int,
+) -> Tensor:
+    """Adds the gradients of both losses over all of `batches`, and returns the sums of STATISTICS over their tokens.
 
-    Every token weighs the same: the sums are divided by the token count of all batches together, so the gradient does
-    not depend on how rows are grouped.
+    `total`: the answer tokens of the whole step. Every token weighs one of them, so the gradient does not depend on how
+    rows are grouped, nor on which process reads them.
     """
-    total = sum(int(rollouts.mask[list(rows)].sum()) for rows in batches)
-    sums = torch.zeros(4)
+    sums = torch.zeros(len(STATISTICS))
     for rows in batches:
         input_ids, predicts = pack(rollouts, rows)
         logits = answer_logits(model, input_ids, predicts, settings.temperature)
@@ -148,8 +152,13 @@ def add_gradients(
         # k3 with the arguments exchanged: the old policy sampled, so this estimates KL(old || new).
         change = ppo_math.k3(old_logprobs, logprobs)
         sums += torch.stack([x.detach().sum() for x in (policy_losses, value_losses, clipped, change)]).cpu()
-    names = ("policy_loss", "value_loss", "clip_fraction", "approx_kl")
-    return dict(zip(names, (sums / total).tolist(), strict=True))
+    return sums
+
+
+def shared_scores(reward: Reward, prompts: Sequence[Prompt], texts: Sequence[str], world: World) -> np.ndarray:
+    """(N,) raw scores, of which each process gives its share."""
+    mine = reward.scores(world.share(prompts), world.share(texts))
+    return np.array(world.gather(mine.tolist(), len(prompts)))
 
 
 def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -172,6 +181,7 @@ def train_ppo(
     log: Callable[[dict[str, float], int], None],
     checkpoint: Path | None = None,
     heldout: Sequence[Reward] = (),
+    world: World | None = None,
 ) -> PpoResult:
     """Trains the policy in folder `policy` (SL-CAI, also the KL's reference) and saves it to `output`.
 
@@ -180,9 +190,12 @@ def train_ppo(
     float32. On the CPU the same inputs, seed and thread count give the same weights, bit for bit, also where a killed
     run left the file `checkpoint`: this one goes on from it, logs its updates anew, and removes it when it is done.
     `heldout` rewards are only measured (their mean is `heldout_score`): see `guards.py`, which may end the training.
+    In a `world` of several processes each calls this alike; each samples, scores and reads its share of the answers,
+    and the first one logs and writes.
 
     Raises TrainingError: no usable prompt, a score that is not a number, five steps in a row without finite gradients.
     """
+    world = world or World()
     # Models. Dropout is off in training too: with it, the first ratio would not be 1.
     local = load_model(policy, compute)
     model: Any = local.model.float().eval()
@@ -205,6 +218,10 @@ def train_ppo(
     answer_tokens = max(1, MAX_LOGITS // model.config.get_text_config().vocab_size)
 
     # Prompts
+    if settings.rollouts < world.size:
+        raise TrainingError(
+            f"ppo_policy.rollouts={settings.rollouts} are too few for compute.processes={world.size}: each needs one"
+        )
     harmful_rows = round(settings.rollouts * settings.harmful_share)
     sources: list[tuple[str, list[Prompt], int]] = []
     encoded: dict[str, list[int]] = {}
@@ -229,7 +246,7 @@ def train_ppo(
     state.kl_coefficient, state.batch_tokens = settings.kl_coefficient, compute.batch_tokens
     if checkpoint is not None and checkpoint.is_file():
         state.load(checkpoint)
-        for update, metrics in enumerate(state.history):
+        for update, metrics in enumerate(state.history if world.first else ()):
             log(metrics, update)
     saved = time.monotonic()
 
@@ -247,11 +264,11 @@ def train_ppo(
         first = update * settings.rollouts
         seeds = [draw_seed(prompt.prompt_id, settings.seed, "ppo", first + i) for i, prompt in enumerate(drawn)]
         with half:
-            rollouts, texts = sample_rollouts(local, drawn, encoded, seeds, settings)
+            rollouts, texts = sample_rollouts(local, drawn, encoded, seeds, settings, world)
         clock.append(time.perf_counter())
 
         # Scores, log-probabilities, values; advantages
-        raw = reward.scores(drawn, texts)
+        raw = shared_scores(reward, drawn, texts, world)
         if reward.mean is None:
             reward.fit(raw)
         mask, lengths = rollouts.mask, rollouts.mask.sum(dim=1)
@@ -259,11 +276,12 @@ def train_ppo(
         scores = ppo_math.final_scores(normalised, rollouts.finished, settings.score_clip, settings.missing_eos_penalty)
 
         def measured(batch_tokens: int, rollouts: Rollouts = rollouts) -> float:
-            batches = micro_batches(rollouts, range(settings.rollouts), batch_tokens, answer_tokens)
+            batches = micro_batches(rollouts, world.share(range(settings.rollouts)), batch_tokens, answer_tokens)
             with half:
                 return measure(rollouts, batches, model, reference, value_model, settings.temperature)
 
         entropy, state.batch_tokens = in_halves(measured, state.batch_tokens)
+        rollouts.complete(world)
         kl = ppo_math.k1(rollouts.logprobs, rollouts.reference_logprobs)
         paid = kl if settings.kl_estimator == "k1" else ppo_math.k3(rollouts.logprobs, rollouts.reference_logprobs)
         rewards = ppo_math.token_rewards(scores, paid, mask, state.kl_coefficient)
@@ -283,14 +301,20 @@ def train_ppo(
                 if not (rows := order[part :: settings.minibatches]):
                     continue
 
-                def gradients(batch_tokens: int, rollouts: Rollouts = rollouts, rows: list[int] = rows) -> Any:
+                total = int(mask[rows].sum())
+
+                def gradients(
+                    batch_tokens: int, rollouts: Rollouts = rollouts, rows: list[int] = rows, total: int = total
+                ) -> Tensor:
                     for optimizer in optimizers:
                         optimizer.zero_grad(set_to_none=True)
-                    batches = micro_batches(rollouts, rows, batch_tokens, answer_tokens)
+                    batches = micro_batches(rollouts, world.share(rows), batch_tokens, answer_tokens)
                     with half:
-                        return add_gradients(rollouts, batches, model, value_model, settings)
+                        return add_gradients(rollouts, batches, model, value_model, settings, total)
 
-                stats, state.batch_tokens = in_halves(gradients, state.batch_tokens)
+                sums, state.batch_tokens = in_halves(gradients, state.batch_tokens)
+                world.sum_gradients((model, value_model))
+                stats = dict(zip(STATISTICS, (world.sum(sums) / total).tolist(), strict=True))
                 norms = [nn.utils.clip_grad_norm_(m.parameters(), settings.max_grad_norm) for m, _ in trained]
                 if all(math.isfinite(float(norm)) for norm in norms):
                     for optimizer in optimizers:
@@ -319,7 +343,7 @@ def train_ppo(
             "score_raw": float(raw.mean()),
             "kl": float(kl_sums.mean()),
             "kl_coefficient": state.kl_coefficient,
-            "entropy": entropy,
+            "entropy": float(world.sum(torch.tensor(entropy))) / int(lengths.sum()),
             "explained_variance": ppo_math.explained_variance(rollouts.values[mask], rollouts.returns[mask]),
             "length": float(lengths.float().mean()),
             "boilerplate": boilerplate([prompt.prompt_id for prompt in drawn], texts),
@@ -333,9 +357,10 @@ def train_ppo(
         if steps:
             metrics |= {name: sum(stats[name] for stats in steps) / len(steps) for name in steps[0]}
         if heldout:
-            others = [float(other.normalised(other.scores(drawn, texts)).mean()) for other in heldout]
+            others = [float(other.normalised(shared_scores(other, drawn, texts, world)).mean()) for other in heldout]
             metrics["heldout_score"] = sum(others) / len(others)
-        log(metrics, update)
+        if world.first:
+            log(metrics, update)
         state.history.append(metrics)
         columns = zip(drawn, texts, scores.tolist(), kl_sums.tolist(), lengths.tolist(), strict=True)
         for prompt, text, earned, answer_kl, count in columns:
@@ -350,13 +375,14 @@ def train_ppo(
             fired = {finding.guard for finding in state.findings}
             state.findings += [one for one in findings(state.history, settings) if one.guard not in fired]
             state.stopped = settings.guards == "stop" and bool(state.findings)
-        if checkpoint is not None and time.monotonic() - saved >= compute.checkpoint_seconds:
+        if checkpoint is not None and world.first and time.monotonic() - saved >= compute.checkpoint_seconds:
             state.save(checkpoint)
             saved = time.monotonic()
 
     kept = state.restore_best() if state.stopped else len(state.history)
-    (model.merge_and_unload() if settings.lora_rank else model).save_pretrained(output)
-    local.tokenizer.save_pretrained(output)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+    if world.first:
+        (model.merge_and_unload() if settings.lora_rank else model).save_pretrained(output)
+        local.tokenizer.save_pretrained(output)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
     return PpoResult(summary(state.history), state.rows, rejected, state.findings, kept)

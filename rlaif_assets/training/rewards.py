@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from rlaif_assets.feedback.constitution import draw_principle
-from rlaif_assets.feedback.rating import Failure, Rater, score
+from rlaif_assets.feedback.judge import Method
+from rlaif_assets.feedback.rating import EndpointRater, Failure, LocalRater, Rater, score
+from rlaif_assets.language_models.endpoint import Endpoint
+from rlaif_assets.language_models.local import LocalModel, load_model
 from rlaif_assets.records import JudgingPrinciple, Prompt
-from rlaif_assets.settings import ComputeSettings
+from rlaif_assets.settings import ComputeSettings, FeedbackModelSettings
 from rlaif_assets.store.fingerprint import sha256_text
 from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.preference_model import PreferenceScorer
@@ -63,6 +66,43 @@ class Reward:
     @property
     def _advice(self) -> str:
         return "train it again" if self.scorer else "see what it does with this prompt"
+
+
+@dataclass(frozen=True)
+class JudgeSource:
+    """The feedback model as PPO's reward: a model in `folder`, or `endpoint` (URL, model, version) read by `method`."""
+
+    principles: Sequence[JudgingPrinciple]
+    seed: int
+    settings: FeedbackModelSettings
+    folder: Path | None = None
+    endpoint: tuple[str, str, str | None] | None = None
+    method: Method = "logprobs"
+
+
+RewardSource = Path | str | JudgeSource
+"""What a reward is opened from: a preference model's folder, a function's place, or a judge."""
+
+
+def open_reward(
+    source: RewardSource,
+    compute: ComputeSettings,
+    load: Callable[[Path], LocalModel] | None = None,
+    connect: Callable[[str, str, str | None], Endpoint] | None = None,
+) -> Reward:
+    """`load` and `connect` give models and endpoints that are open already; without them they are opened here."""
+    if isinstance(source, Path):
+        return preference_reward(source, compute)
+    if isinstance(source, str):
+        return function_reward(source)
+    if source.folder is not None:
+        rater: Rater = LocalRater(load(source.folder) if load else load_model(source.folder, compute))
+    else:
+        assert source.endpoint is not None
+        url, model, version = source.endpoint
+        endpoint = connect(url, model, version) if connect else Endpoint(url, model, compute, version)
+        rater = EndpointRater(endpoint, source.method, source.settings)
+    return judge_reward(rater, source.principles, source.seed)
 
 
 def preference_reward(folder: Path, compute: ComputeSettings) -> Reward:

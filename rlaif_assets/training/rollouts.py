@@ -17,6 +17,7 @@ from rlaif_assets.language_models.local import LocalModel
 from rlaif_assets.records import Prompt
 from rlaif_assets.settings import PpoPolicySettings
 from rlaif_assets.store.fingerprint import draw_seed
+from rlaif_assets.training.world import World
 
 PADDING = 0.2  # of a row, at most, in a batch that is large enough
 
@@ -44,6 +45,11 @@ class Rollouts:
         """The (N, T) tensor's entries on the answer tokens of `rows`, row by row, on the models' device."""
         rows = list(rows)
         return values[rows][self.mask[rows]].to(self.device)
+
+    def complete(self, world: World) -> None:
+        """Log-probabilities and values of all rows, of which each process has filled in its share and left zeros."""
+        for name in ("logprobs", "reference_logprobs", "values"):
+            setattr(self, name, world.sum(getattr(self, name)))
 
     def put(self, values: Tensor, rows: Sequence[int], flat: Tensor) -> None:
         """The inverse of `flat`: writes into the (N, T) tensor."""
@@ -128,12 +134,17 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def sample_rollouts(
-    local: LocalModel, prompts: Sequence[Prompt], encoded: dict[str, list[int]], seeds: Sequence[int], settings: Any
+    local: LocalModel,
+    prompts: Sequence[Prompt],
+    encoded: dict[str, list[int]],
+    seeds: Sequence[int],
+    settings: PpoPolicySettings,
+    world: World,
 ) -> tuple[Rollouts, list[str]]:
-    """One answer per prompt, and their texts."""
-    answers = local.generate(
-        [prompt.messages for prompt in prompts], seeds, settings.max_new_tokens, settings.temperature
-    )
+    """One answer per prompt, and their texts. Each process samples its share."""
+    conversations = [prompt.messages for prompt in world.share(prompts)]
+    sampled = local.generate(conversations, world.share(seeds), settings.max_new_tokens, settings.temperature)
+    answers = world.gather(sampled, len(prompts))
     tokens = torch.zeros(len(answers), max(len(answer.token_ids) for answer in answers), dtype=torch.int64)
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
     for i, answer in enumerate(answers):

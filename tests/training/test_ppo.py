@@ -21,6 +21,7 @@ from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.preference_model import PreferenceScorer, load_preference_model
 from rlaif_assets.training.rewards import Reward, preference_reward
 from rlaif_assets.training.rollouts import Rollouts, answer_logits, micro_batches, pack, sample_rollouts, token_logprobs
+from rlaif_assets.training.world import World
 from tests.tiny_models import KINDS, Kind, tiny_model
 
 COMPUTE = ComputeSettings(device="cpu", threads=1, batch_tokens=256, progress="none")
@@ -108,7 +109,7 @@ def measured(kind: Kind, tmp_path: Path, temperature: float = 0.7) -> tuple[Roll
     local.model.requires_grad_(True)
     prompts = RED_TEAM + HELPFUL
     encoded = {prompt.prompt_id: encode_prompt(local.tokenizer, prompt.messages) for prompt in prompts}
-    rollouts, _ = sample_rollouts(local, prompts, encoded, range(len(prompts)), settings)
+    rollouts, _ = sample_rollouts(local, prompts, encoded, range(len(prompts)), settings, World())
     # Answers of 1 to 8 tokens, so that answers as well as prompts differ in length.
     rollouts.mask &= torch.arange(rollouts.mask.shape[1]) <= torch.arange(len(prompts))[:, None]
     ppo.measure(rollouts, [list(range(len(prompts)))], local.model, reference, value_model, temperature)
@@ -119,9 +120,20 @@ def measured(kind: Kind, tmp_path: Path, temperature: float = 0.7) -> tuple[Roll
 
 
 def gradients(rollouts: Rollouts, batches: list[list[int]], model: Any, value_model: ppo.ValueModel) -> Any:
+    return step_gradients(rollouts, batches, model, value_model, World())
+
+
+def step_gradients(
+    rollouts: Rollouts, batches: list[list[int]], model: Any, value_model: ppo.ValueModel, world: World
+) -> Any:
+    """Means of the statistics and all gradients of one step over the `batches` of all processes together."""
     model.zero_grad()
     value_model.zero_grad()
-    stats = ppo.add_gradients(rollouts, batches, model, value_model, SETTINGS.model_copy(update={"temperature": 0.7}))
+    settings = SETTINGS.model_copy(update={"temperature": 0.7})
+    total = int(world.sum(torch.tensor(sum(int(rollouts.mask[list(rows)].sum()) for rows in batches))))
+    sums = ppo.add_gradients(rollouts, [rows for rows in batches if rows], model, value_model, settings, total)
+    world.sum_gradients((model, value_model))
+    stats = dict(zip(ppo.STATISTICS, (world.sum(sums) / total).tolist(), strict=True))
     named = [*model.named_parameters(), *((f"value.{name}", p) for name, p in value_model.named_parameters())]
     return stats, {name: p.grad.clone() for name, p in named if p.grad is not None}
 
