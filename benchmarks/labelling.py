@@ -48,7 +48,7 @@ from rlaif_assets.language_models.prefix_scores import LEAST_SHARED
 from rlaif_assets.language_models.prefix_tree import prefix_tree
 from rlaif_assets.language_models.prompts import JUDGE_OPTIONS, JUDGE_PREFILL, judge_messages
 from rlaif_assets.records import Comparison, JudgingConstitution, Message
-from rlaif_assets.settings import HelpfulnessPreferencesSettings
+from rlaif_assets.settings import ComputeSettings, HelpfulnessPreferencesSettings
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}  # of labels
@@ -149,7 +149,7 @@ class Timed:
 
 def build_model(chosen: argparse.Namespace, texts: Sequence[str]) -> LocalModel:
     """Random weights in the chosen geometry, and a tokenizer made of `texts`."""
-    config, device = GEOMETRIES[chosen.geometry], choose_device(chosen.device)
+    config, device = GEOMETRIES[chosen.geometry], choose_device(ComputeSettings(device=chosen.device))
     tokenizer = build_tokenizer(texts, min(16_384, config.vocab_size))
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, chosen.dtype))

@@ -360,10 +360,11 @@ def _note(text: str) -> None:
 
 def _mark_dead_runs(instance: Any, home: Path, show: Callable[[str], None] = _line) -> tuple[Any, list[str]]:
     """What was found of dead runs, and the work folders that were removed; both are told."""
-    from rlaif_assets.instance import mark_dead_runs
+    from rlaif_assets.instance import mark_dead_runs, set_gpu_slots
     from rlaif_assets.store.checkpoint_files import remove_dead_work
 
     found = mark_dead_runs(instance)
+    set_gpu_slots(instance)
     removed = [] if found.left else remove_dead_work(home)
     work = [f"unfinished weights of a dead process removed: {name}" for name in removed]
     for line in [*found.failed, *found.freed, *work]:

@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlaif_assets.devices import POOL, visible_gpus
+
 if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
 
@@ -158,6 +160,13 @@ def mark_dead_runs(instance: "DagsterInstance") -> Findings:
             instance.report_run_failed(run, f"Marked failed: {why}.")
             failed.append(f"{_name(run)} marked failed: {why}")
     return Findings(failed, _free_slots(instance), left)
+
+
+def set_gpu_slots(instance: "DagsterInstance") -> None:
+    """As many assets of the GPU pool at once as there are GPUs; one where there is none."""
+    storage, count = instance.event_log_storage, max(1, len(visible_gpus()))
+    if {pool.name: pool.limit for pool in storage.get_pool_limits()}.get(POOL) != count:
+        storage.set_concurrency_slots(POOL, count)
 
 
 def slot_holders(instance: "DagsterInstance", pool: str) -> list[str]:

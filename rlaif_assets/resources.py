@@ -3,6 +3,8 @@
 What these objects do belongs to `store` and `language_models`; both are imported when first used.
 """
 
+import gc
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import dagster as dg
 from pydantic import BaseModel, Field, PrivateAttr
 
+from rlaif_assets.devices import gpu_tags, take_gpu
 from rlaif_assets.instance import home_folder
-from rlaif_assets.settings import ComputeSettings, TrackingSettings, load_profile
+from rlaif_assets.settings import ComputeSettings, SettingsError, TrackingSettings, load_profile
 
 if TYPE_CHECKING:
     from rlaif_assets.language_models.endpoint import Endpoint
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from rlaif_assets.store.warehouse import Warehouse
 
 PROFILE = load_profile()
+ON_GPU = gpu_tags(PROFILE.compute.device, 1)
+ON_GPUS = gpu_tags(PROFILE.compute.device, PROFILE.compute.processes)
 MODELS_KEPT = 3  # an evaluation asks for the base model, SL-CAI and the policy together
 
 ModelClass = TypeVar("ModelClass", bound=type[BaseModel])
@@ -70,6 +75,15 @@ class Compute(ComputeSettings, dg.ConfigurableResource):
     _endpoints: "dict[tuple[str, str, str | None], Endpoint]" = PrivateAttr(default_factory=dict)
 
     def settings(self) -> ComputeSettings:
+        """Where there are GPUs, `auto` takes one for this process first; several processes take all that are visible.
+
+        Raises SettingsError where other processes of the home hold all.
+        """
+        if self.device == "auto" and self.processes == 1:
+            try:
+                take_gpu(home_folder())
+            except BlockingIOError as error:
+                raise SettingsError(f"compute.device=auto: {error}; wait, or name one") from None
         return ComputeSettings(**{name: getattr(self, name) for name in ComputeSettings.model_fields})
 
     def load(
@@ -84,7 +98,7 @@ class Compute(ComputeSettings, dg.ConfigurableResource):
 
         model = self._models.get(fingerprint or "")
         if model is None:
-            model = load_model(folder_or_hub, self.settings(), revision)
+            model = self._with_room(lambda: load_model(folder_or_hub, self.settings(), revision))
             if fingerprint and model.fingerprint != fingerprint:
                 raise ModelError(
                     f"the model at {folder_or_hub} has changed since it was recorded (fingerprint "
@@ -95,6 +109,26 @@ class Compute(ComputeSettings, dg.ConfigurableResource):
         while len(self._models) > MODELS_KEPT:
             self._models.popitem(last=False)
         return model
+
+    def free(self) -> None:
+        """Gives back the memory of the models that are loaded."""
+        self._models.clear()
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _with_room(self, load: "Callable[[], LocalModel]") -> "LocalModel":
+        """`load`, once more without the models that are loaded where memory does not suffice beside them."""
+        import torch
+
+        try:
+            return load()
+        except torch.OutOfMemoryError:
+            if not self._models:
+                raise
+        self.free()
+        return load()
 
     def endpoint(self, url: str, model: str, version: str | None = None) -> "Endpoint":
         """The model of this name behind a base URL; one per run and process, so that its budgets are the run's."""

@@ -351,6 +351,7 @@ class ComputeSettings(Settings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda:i")
     threads: int = Field(default=0, ge=0, description="CPU threads, of each process; 0 leaves torch's default")
     processes: int = Field(default=1, ge=1, description="PPO: processes that share the answers, on GPUs one each")
+    memory_share: float = Field(default=1.0, gt=0, le=1, description="of a GPU's memory, that this process may take")
     batch_tokens: int = Field(default=8192, ge=1, description="padded tokens per forward pass")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the forward passes of SL-CAI and PPO; weights and optimiser stay float32"

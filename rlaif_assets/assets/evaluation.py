@@ -7,8 +7,9 @@ import dagster as dg
 from rlaif_assets.assets.configuration import PolicyEvaluationConfig
 from rlaif_assets.assets.judges import judge_of, judging_constitution_of, judging_settings_of
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
+from rlaif_assets.devices import POOL
 from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Label, Pair, Prompt, Rejection, Split
-from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
 from rlaif_assets.settings import ResponsePairsSettings
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ HELD_OUT: tuple[Split, ...] = ("dev", "test")
     group_name="evaluation",
     owners=["team:alignment"],
     kinds={"duckdb", "mlflow", "huggingface"},
-    pool="gpu",
+    pool=POOL,
+    op_tags=ON_GPU,
     code_version="6",
     metadata=table_metadata("evaluation_rates", EvaluationRate),
 )

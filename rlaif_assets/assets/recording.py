@@ -8,6 +8,7 @@ import base64
 import dataclasses
 import resource
 import shutil
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from rlaif_assets.assets.progress import make_progress
+from rlaif_assets.devices import held_gpu
 from rlaif_assets.feedback.limits import ADVICE, failed_audits, under_limits
 from rlaif_assets.instance import tag_run
 from rlaif_assets.records import Judgement, Label, Prompt, Rejection
@@ -170,7 +172,7 @@ class Stage:
         from rlaif_assets.language_models.local import choose_device
         from rlaif_assets.store.checkpoint_files import new_work_folder
 
-        self._device = str(choose_device(self.compute.device))
+        self._device = str(choose_device(self.compute.settings()))
         self._work_folders.append(new_work_folder(self.home))
         return self._work_folders[-1]
 
@@ -216,6 +218,7 @@ class Stage:
     def _make(self, key: str, work: Callable[[], Product], registered: str | None) -> "tuple[SnapshotRecord, Product]":
         self._start_run()
         try:
+            reset_gpu_memory()
             started = time.monotonic()
             product = work()
             record, _ = self._publish(key, product, time.monotonic() - started)
@@ -298,12 +301,13 @@ class Stage:
                 **product.documents,
                 **self._mlflow_ids(path, key),
                 "peak_memory_mb": peak_memory_mb(),
+                **gpu_memory(self._device),
             },
             mlflow_run_id=self.run_id,
             dagster_run_id=self.context.run.run_id,
             git_commit=commit,
             git_dirty=dirty,
-            device=self._device,
+            device=gpu_name(self._device),
             seconds=seconds,
             tokens=product.tokens,
             attempt=self.context.retry_number,
@@ -398,6 +402,7 @@ class Stage:
             "rejected": record.row_counts.get("rejected_rows", 0),
             "seconds": record.seconds,
             "tokens": record.tokens,
+            "tokens_per_second": round((record.tokens or 0) / max(record.seconds or 0.0, 1e-9), 1),
             "device": record.device or "none",
             **{f"metrics/{name}": value for name, value in charted(record)},
         }
@@ -454,6 +459,27 @@ def code_state() -> tuple[str | None, bool | None]:
 def peak_memory_mb() -> float:
     """The most memory that this process has had, in MiB (kernel's figure in KiB on Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def reset_gpu_memory() -> None:
+    """From here on `gpu_memory` counts."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def gpu_memory(device: str | None) -> dict[str, float]:
+    """The most memory that tensors of this process have had on its GPU, in MiB; nothing without one."""
+    torch = sys.modules.get("torch")
+    if device is None or not device.startswith("cuda") or torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"peak_gpu_memory_mb": torch.cuda.max_memory_allocated() / 2**20}
+
+
+def gpu_name(device: str | None) -> str | None:
+    """The device under the number that it has on this machine, where `auto` took one of several."""
+    held = held_gpu()
+    return device if held is None or device is None or not device.startswith("cuda") else f"cuda:{held}"
 
 
 def as_records(record: type[Row], rows: Iterable[Mapping[str, Any]]) -> list[Row]:

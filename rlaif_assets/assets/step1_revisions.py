@@ -4,8 +4,9 @@ import dagster as dg
 
 from rlaif_assets.assets.configuration import RevisedResponsesConfig
 from rlaif_assets.assets.recording import Product, Stage, table_metadata
+from rlaif_assets.devices import POOL
 from rlaif_assets.records import CritiqueConstitution, CritiqueExample, CritiquePrinciple, Revision
-from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
 
 
 @dg.asset(
@@ -13,7 +14,8 @@ from rlaif_assets.resources import Compute, Storage, Tracking
     group_name="step_1_revisions",
     owners=["team:alignment"],
     kinds={"duckdb", "huggingface"},
-    pool="gpu",
+    pool=POOL,
+    op_tags=ON_GPU,
     code_version="1",
     metadata=table_metadata("revisions", Revision),
 )

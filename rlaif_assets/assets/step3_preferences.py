@@ -15,6 +15,7 @@ from rlaif_assets.assets.configuration import (
 )
 from rlaif_assets.assets.judges import judge_metrics, judge_of, judging_constitution_of
 from rlaif_assets.assets.recording import Product, Stage, as_records, table_metadata
+from rlaif_assets.devices import POOL
 from rlaif_assets.feedback.as_of import decided_as_of
 from rlaif_assets.records import (
     HumanVerdict,
@@ -23,7 +24,7 @@ from rlaif_assets.records import (
     Pair,
 )
 from rlaif_assets.relabel_lock import RelabelHeldError, relabel_lock
-from rlaif_assets.resources import PROFILE, Compute, Storage, Tracking
+from rlaif_assets.resources import ON_GPU, PROFILE, Compute, Storage, Tracking
 
 if TYPE_CHECKING:
     from rlaif_assets.feedback.changes import Labelled
@@ -37,7 +38,8 @@ GROUP = "step_3_preferences"
     group_name=GROUP,
     owners=["team:alignment"],
     kinds={"duckdb", "huggingface"},
-    pool="gpu",
+    pool=POOL,
+    op_tags=ON_GPU,
     code_version="2",
     metadata=table_metadata("pairs", Pair),
 )
@@ -66,7 +68,8 @@ def response_pairs(
     group_name=GROUP,
     owners=["team:alignment"],
     kinds={"duckdb", "huggingface"},
-    pool="gpu",
+    pool=POOL,
+    op_tags=ON_GPU,
     code_version="9",
     metadata=table_metadata("labels", Label),
     output_required=False,

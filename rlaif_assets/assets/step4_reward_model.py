@@ -6,8 +6,9 @@ import dagster as dg
 
 from rlaif_assets.assets.configuration import PmpCheckpointConfig, RewardModelConfig, without_limits
 from rlaif_assets.assets.recording import PASSPORT, Product, Stage
+from rlaif_assets.devices import POOL
 from rlaif_assets.records import CommunityPair, Comparison, Label, Pair
-from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
 
 GROUP = "step_4_reward_model"
 
@@ -17,7 +18,8 @@ GROUP = "step_4_reward_model"
     group_name=GROUP,
     owners=["team:alignment"],
     kinds={"pytorch", "huggingface", "mlflow"},
-    pool="gpu",
+    pool=POOL,
+    op_tags=ON_GPU,
     code_version="2",
 )
 def pmp_checkpoint(
@@ -64,7 +66,8 @@ LEARNS_FROM = [
     group_name=GROUP,
     owners=["team:alignment"],
     kinds={"pytorch", "huggingface", "mlflow"},
-    pool="gpu",
+    pool=POOL,
+    op_tags=ON_GPU,
     code_version="2",
 )
 def reward_model(
@@ -85,7 +88,8 @@ def half_reward_model(half: Literal["a", "b"]) -> dg.AssetsDefinition:
         group_name=GROUP,
         owners=["team:alignment"],
         kinds={"pytorch", "huggingface", "mlflow"},
-        pool="gpu",
+        pool=POOL,
+        op_tags=ON_GPU,
         code_version="1",
         description="The reward model on half of the conversations alone, with its settings. PPO is measured by both "
         "halves: a policy whose score rises while theirs fall is over-optimised.",

@@ -10,7 +10,8 @@ import dagster as dg
 from rlaif_assets.assets.configuration import PpoPolicyConfig
 from rlaif_assets.assets.judges import judge_source_of
 from rlaif_assets.assets.recording import Product, Stage
-from rlaif_assets.resources import Compute, Storage, Tracking
+from rlaif_assets.devices import POOL
+from rlaif_assets.resources import ON_GPUS, Compute, Storage, Tracking
 from rlaif_assets.settings import PpoPolicySettings
 
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from rlaif_assets.training.rewards import RewardSource
 
 REGISTERED_NAME = "rlaif-policy"
-CURVES = ("score", "heldout_score", "kl", "length")
+SCORES = ("score", "heldout_score")
+CURVES = (
+    *("reward", *SCORES, "kl", "entropy", "clip_fraction", "explained_variance", "length", "no_eos_share"),
+    *("clipped_score_share", "seconds_rollout", "seconds_score", "seconds_train", "tokens_per_second"),
+)
 HALVES = {"reward_model_half_a", "reward_model_half_b"}
 PREFERENCE_MODELS = {"reward_model", *HALVES}
 JUDGE = "judge"
@@ -38,7 +43,8 @@ JUDGE = "judge"
     group_name="step_5_ppo",
     owners=["team:alignment"],
     kinds={"pytorch", "huggingface", "mlflow"},
-    pool="gpu",
+    pool=POOL,
+    op_tags=ON_GPUS,
     code_version="4",
 )
 def ppo_policy(
@@ -64,7 +70,7 @@ def ppo_policy(
 
 
 def policy_product(stage: Stage, result: "PpoResult", folder: Path) -> Product:
-    from rlaif_assets.evaluation.pictures import curves_picture
+    from rlaif_assets.evaluation.pictures import curves_picture, score_by_kl_picture
 
     for finding in result.findings:
         stage.context.log.warning(f"guard {finding.guard} after update {finding.update + 1}: {finding.why}")
@@ -72,7 +78,8 @@ def policy_product(stage: Stage, result: "PpoResult", folder: Path) -> Product:
     curves = {name: stage.history[name] for name in CURVES if name in stage.history}
     tokens = sum(row["tokens"] for row in result.rollouts)
     metrics = {**result.metrics, "guards": guarded}
-    pictures = {"training": curves_picture(curves)}
+    scores = {name: curves[name] for name in SCORES if name in curves}
+    pictures = {"training": curves_picture(curves), "score_by_kl": score_by_kl_picture(curves["kl"], scores)}
     return Product({"rollouts": result.rollouts}, result.rejected, folder, metrics, tokens, pictures)
 
 

@@ -51,13 +51,31 @@ def reliability_picture(by_source: Mapping[str, Sequence[Sequence[float]]]) -> b
 
 
 def curves_picture(curves: Mapping[str, Sequence[float]], x_label: str = "update") -> bytes:
-    """One small panel per curve, values in order of the steps."""
-    figure = Figure(figsize=(3 * max(1, len(curves)), 2.6), layout="constrained")
-    panels = figure.subplots(1, max(1, len(curves)), squeeze=False)[0]
+    """One small panel per curve, four in a row, values in order of the steps."""
+    count = max(1, len(curves))
+    columns, rows = min(count, 4), -(-count // 4)
+    figure = Figure(figsize=(3 * columns, 2.6 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
     for axes, (name, values) in zip(panels, curves.items(), strict=False):
         axes.plot(list(values))
         axes.set_title(name)
         axes.set_xlabel(x_label)
+    return _png(figure)
+
+
+def score_by_kl_picture(kl: Sequence[float], scores: Mapping[str, Sequence[float]]) -> bytes:
+    """Scores over the square root of the KL (nats per answer), in which HH (Bai et al. 2022a, 4.3) found them to rise
+    in a line. Where the trained one goes on to rise and a held-out one does not, the reward is over-optimised."""
+    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, values in scores.items():
+        axes.plot([max(0.0, value) ** 0.5 for value in kl], list(values), marker=".", linewidth=0.7, label=name)
+    axes.set_xlabel("sqrt(KL to SL-CAI)")
+    axes.set_ylabel("normalised score")
+    if scores:
+        axes.legend()
     return _png(figure)
 
 

@@ -252,7 +252,7 @@ def load_model(folder_or_hub: str | Path, compute: ComputeSettings, revision: st
     """
     if compute.threads > 0:
         torch.set_num_threads(compute.threads)
-    device = choose_device(compute.device)
+    device = choose_device(compute)
     folder = local_folder(folder_or_hub, revision)
     _check_weights(folder)
     disable_progress_bar()
@@ -290,16 +290,17 @@ def free(local: LocalModel) -> None:
         torch.cuda.empty_cache()
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU. Raises ModelError for a device that is not there."""
+def choose_device(compute: ComputeSettings) -> torch.device:
+    """`auto` is the first visible GPU where there is one, else the CPU. `compute.memory_share` limits what this process
+    may take of a GPU's memory. Raises ModelError for a device that is not there."""
+    name = compute.device
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ModelError(f"compute.device={name}: write auto, cpu or cuda:0") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelError(f"compute.device={name}: {torch.cuda.device_count()} GPUs were found; take auto or cpu")
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ModelError(f"compute.device={name}: {torch.cuda.device_count()} GPUs were found; take auto or cpu")
+        torch.cuda.set_per_process_memory_fraction(compute.memory_share, device)
     return device
 
 

@@ -341,6 +341,7 @@ def train_ppo(
             "reward": float(rewards.sum(dim=1).mean()),
             "score": float(scores.mean()),
             "score_raw": float(raw.mean()),
+            "clipped_score_share": float((normalised.abs() > settings.score_clip).float().mean()),
             "kl": float(kl_sums.mean()),
             "kl_coefficient": state.kl_coefficient,
             "entropy": float(world.sum(torch.tensor(entropy))) / int(lengths.sum()),

@@ -80,7 +80,7 @@ def train_preference_model(
     if compute.threads > 0:
         torch.set_num_threads(compute.threads)
     model, tokenizer = load_preference_model(start, seed)
-    model.to(choose_device(compute.device))
+    model.to(choose_device(compute))
     limit = min(max_length, context_length(model))
     pairs, dropped = encode_pairs(tokenizer, train, limit)
     heldout_pairs, heldout_dropped = encode_pairs(tokenizer, heldout, limit)
@@ -148,7 +148,7 @@ class PreferenceScorer:
         if compute.threads > 0:
             torch.set_num_threads(compute.threads)
         self.model, self.tokenizer = load_preference_model(folder, seed=None)
-        self.model.to(choose_device(compute.device)).requires_grad_(False)
+        self.model.to(choose_device(compute)).requires_grad_(False)
         self.limit = context_length(self.model)
 
     def scores(self, messages: Sequence[Sequence[Message]], responses: Sequence[str]) -> np.ndarray:

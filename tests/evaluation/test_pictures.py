@@ -2,7 +2,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from rlaif_assets.evaluation.pictures import curves_picture, rates_picture, reliability_picture
+from rlaif_assets.evaluation.pictures import curves_picture, rates_picture, reliability_picture, score_by_kl_picture
 from rlaif_assets.evaluation.rates import policy_rates
 from tests.evaluation.rows import answer
 
@@ -17,6 +17,8 @@ def test_pictures_are_png_also_where_values_are_missing():
     assert size(rates_picture([])) == (990, 440)
     assert size(reliability_picture({"ai": [[0.7, 0.6, 3]]})) == (495, 440)
     assert size(curves_picture({"kl": [0.0, 0.1], "score": [1.0, float("nan")]})) == (660, 286)
+    assert size(curves_picture({f"curve {i}": [0.0, 0.1] for i in range(6)})) == (1320, 572)
+    assert size(score_by_kl_picture([-0.1, 0.1, 0.4], {"score": [0.0, 1.0, float("nan")]})) == (495, 440)
 
 
 def test_a_picture_changes_with_its_numbers():
