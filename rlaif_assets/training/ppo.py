@@ -44,7 +44,7 @@ from rlaif_assets.training.world import World
 
 MAX_LOGITS = 2**27  # elements of one logits tensor: half a GiB in float32, whatever the vocabulary
 MAX_SKIPPED_STEPS = 5
-STATISTICS = ("policy_loss", "value_loss", "clip_fraction", "approx_kl")
+STATISTICS: tuple[str, ...] = ("policy_loss", "value_loss", "clip_fraction", "approx_kl")
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,7 @@ def test_each_pass_uses_every_rollout_once(
     steps: list[list[int]] = []
     plain = ppo.add_gradients
 
-    def spy(rollouts: Rollouts, batches: list[list[int]], *rest: Any) -> dict[str, float]:
+    def spy(rollouts: Rollouts, batches: list[list[int]], *rest: Any) -> Tensor:
         steps.append(sorted(row for rows in batches for row in rows))
         return plain(rollouts, batches, *rest)
 
