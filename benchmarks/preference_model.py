@@ -68,10 +68,11 @@ def build_model(folder: Path, geometry: str, pairs: list[PreferenceExample]) -> 
     tokenizer = build_tokenizer(texts, 8192)
     shape = GEOMETRIES[geometry]
     config = LlamaConfig(
-        **shape, num_key_value_heads=shape["num_attention_heads"], vocab_size=len(tokenizer), num_labels=1,
+        **shape, num_key_value_heads=shape["num_attention_heads"], vocab_size=len(tokenizer),
         max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
+    config.num_labels = 1
     torch.manual_seed(0)
     model: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
