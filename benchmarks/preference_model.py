@@ -65,7 +65,7 @@ def sides(row: Any) -> tuple[str, str]:
 
 def build_model(folder: Path, geometry: str, pairs: list[PreferenceExample]) -> None:
     texts = [text for pair in pairs for text in (*(m["content"] for m in pair.messages), pair.response_a)]
-    tokenizer = build_tokenizer(texts, 8192)
+    tokenizer: Any = build_tokenizer(texts, 8192)
     shape = GEOMETRIES[geometry]
     config = LlamaConfig(
         **shape, num_key_value_heads=shape["num_attention_heads"], vocab_size=len(tokenizer),

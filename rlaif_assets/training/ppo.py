@@ -272,7 +272,10 @@ def train_ppo(
         if reward.mean is None:
             reward.fit(raw)
         mask, lengths = rollouts.mask, rollouts.mask.sum(dim=1)
-        normalised = torch.from_numpy(reward.normalised(raw)).float() - settings.length_penalty * lengths
+        found = reward.normalised(raw)
+        shift, scale = (torch.full((settings.rollouts,), value) for value in (0.0, 1.0))
+        shift[harmful_rows:], scale[harmful_rows:] = state.aligned(0, found, harmful_rows)
+        normalised = (torch.from_numpy(found).float() - shift) / scale - settings.length_penalty * lengths
         scores = ppo_math.final_scores(normalised, rollouts.finished, settings.score_clip, settings.missing_eos_penalty)
 
         def measured(batch_tokens: int, rollouts: Rollouts = rollouts) -> float:
@@ -285,9 +288,12 @@ def train_ppo(
         kl = ppo_math.k1(rollouts.logprobs, rollouts.reference_logprobs)
         paid = kl if settings.kl_estimator == "k1" else ppo_math.k3(rollouts.logprobs, rollouts.reference_logprobs)
         rewards = ppo_math.token_rewards(scores, paid, mask, state.kl_coefficient)
-        advantages, rollouts.returns = ppo_math.advantages_and_returns(
-            rewards, rollouts.values, mask, settings.gamma, settings.gae_lambda
+        # The value model has the scale of the scores as they are before they are aligned, on which it started.
+        values = (rollouts.values - shift[:, None]) / scale[:, None] * mask
+        advantages, returns = ppo_math.advantages_and_returns(
+            rewards, values, mask, settings.gamma, settings.gae_lambda
         )
+        rollouts.returns = (returns * scale[:, None] + shift[:, None]) * mask
         rollouts.advantages = ppo_math.whiten(advantages, mask)
         clock.append(time.perf_counter())
 
@@ -358,7 +364,12 @@ def train_ppo(
         if steps:
             metrics |= {name: sum(stats[name] for stats in steps) / len(steps) for name in steps[0]}
         if heldout:
-            others = [float(other.normalised(shared_scores(other, drawn, texts, world)).mean()) for other in heldout]
+            others = []
+            for number, other in enumerate(heldout, 1):
+                found = other.normalised(shared_scores(other, drawn, texts, world))
+                moved, times = state.aligned(number, found, harmful_rows)
+                found[harmful_rows:] = (found[harmful_rows:] - moved) / times
+                others.append(float(found.mean()))
             metrics["heldout_score"] = sum(others) / len(others)
         if world.first:
             log(metrics, update)

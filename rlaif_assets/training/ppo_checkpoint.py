@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlaif_assets.settings import PpoPolicySettings
 from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.guards import Finding, standing
-from rlaif_assets.training.rewards import Reward
+from rlaif_assets.training.rewards import Reward, alignment
 
-PLAIN = ("kl_coefficient", "batch_tokens", "skipped", "skipped_in_a_row", "history", "rows", "stopped")
+PLAIN = ("kl_coefficient", "batch_tokens", "skipped", "skipped_in_a_row", "history", "rows", "stopped", "alignments")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Best:
 
 @dataclass
 class Checkpoint:
-    """The state between two updates. `history`: each update's metrics; `rows`: the rollouts so far. The prompts and
-    seeds of an update follow from its number, so `shuffle` is the only generator."""
+    """The state between two updates. `history`: each update's metrics; `rows`: the rollouts so far; `alignments`: of
+    the reward and the held-out ones. The prompts and seeds of an update follow from its number, so `shuffle` is the
+    only generator."""
 
     model: Any
     value_model: torch.nn.Module
@@ -43,8 +45,15 @@ class Checkpoint:
     history: list[dict[str, float]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
+    alignments: list[tuple[float, float]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     best: Best | None = None
+
+    def aligned(self, reward: int, scores: np.ndarray, red_team: int) -> tuple[float, float]:
+        """The alignment of the reward of this number, from the first scores that it gave (see `rewards.alignment`)."""
+        if reward == len(self.alignments):
+            self.alignments.append(alignment(scores, red_team))
+        return self.alignments[reward]
 
     def keep_best(self, settings: PpoPolicySettings) -> None:
         """At the end of each whole window: the policy's weights, if they stand better than those that are kept."""

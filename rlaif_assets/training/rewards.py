@@ -26,6 +26,7 @@ from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.preference_model import PreferenceScorer
 
 JUDGE = "judge"
+LEAST_ALIGNED = 8
 
 
 @dataclass
@@ -103,6 +104,21 @@ def open_reward(
         endpoint = connect(url, model, version) if connect else Endpoint(url, model, compute, version)
         rater = EndpointRater(endpoint, source.method, source.settings)
     return judge_reward(rater, source.principles, source.seed)
+
+
+def alignment(scores: np.ndarray, red_team: int) -> tuple[float, float]:
+    """Shift and scale by which (score - shift) / scale brings the scores from row `red_team` on, which are of helpful
+    prompts, to mean and spread of those before.
+
+    A preference model learns differences between answers to one prompt: how it scores one kind of prompt against the
+    other is arbitrary, and may lie beyond the clip. (0, 1) where either kind has fewer than LEAST_ALIGNED answers, or
+    all of one score.
+    """
+    sides = scores[:red_team], scores[red_team:]
+    if min(map(len, sides)) < LEAST_ALIGNED or min(side.std() for side in sides) == 0.0:
+        return 0.0, 1.0
+    scale = float(sides[1].std() / sides[0].std())
+    return float(sides[1].mean() - scale * sides[0].mean()), scale
 
 
 def preference_reward(folder: Path, compute: ComputeSettings) -> Reward:
