@@ -300,7 +300,7 @@ def one_token(model: LocalModel, questions: Sequence[Question], python: Path | N
 
 
 def run_side(python: Path, request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).with_name("one_token.py")
+    script = Path(__file__).with_name("peer_generation.py")
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     offline.pop("PYTHONPATH", None)
     return subprocess.run(

@@ -1,9 +1,10 @@
-"""A side of `labelling.py` in a process and, for distilabel, an environment of its own: one new token per prompt.
+"""A side of `labelling.py` or `generation.py` in a process and, for distilabel, an environment of its own.
 
-    PYTHON benchmarks/one_token.py < REQUEST
+    PYTHON benchmarks/peer_generation.py < REQUEST
 
-REQUEST is JSON: `folder` of a model without a chat template, `prompts` as texts, `threads`, `device`, `dtype`, and
-`side`, distilabel or pipeline. Prints JSON: the generated texts, seconds without loading and warm-up, and versions.
+REQUEST is JSON: `folder` of a model without a chat template, `prompts` as texts, `threads`, `device`, `dtype`, `side`
+(distilabel or pipeline), and `arguments` of generation, by default one greedy token. Prints JSON: the generated texts,
+seconds without loading and warm-up, and versions.
 Needs nothing of this project, whose own environment need not hold distilabel.
 """
 
@@ -28,9 +29,11 @@ def with_distilabel(request: dict[str, Any]) -> Callable[[list[str]], list[str]]
     )
     llm.load()
 
+    arguments = request.get("arguments", ARGUMENTS)
+
     def generate(prompts: list[str]) -> list[str]:
         asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        return [output["generations"][0] for output in llm.generate(inputs=asked, num_generations=1, **ARGUMENTS)]
+        return [output["generations"][0] for output in llm.generate(inputs=asked, num_generations=1, **arguments)]
 
     return generate
 
@@ -42,8 +45,10 @@ def with_pipeline(request: dict[str, Any]) -> Callable[[list[str]], list[str]]:
         "text-generation", model=request["folder"], device=request["device"], dtype=request["dtype"]
     )
 
+    arguments = request.get("arguments", ARGUMENTS)
+
     def generate(prompts: list[str]) -> list[str]:
-        return [output[0]["generated_text"] for output in pipe(prompts, return_full_text=False, **ARGUMENTS)]
+        return [output[0]["generated_text"] for output in pipe(prompts, return_full_text=False, **arguments)]
 
     return generate
 
