@@ -45,7 +45,7 @@ JUDGE = "judge"
     kinds={"pytorch", "huggingface", "mlflow"},
     pool=POOL,
     op_tags=ON_GPUS,
-    code_version="4",
+    code_version="5",
 )
 def ppo_policy(
     context: dg.AssetExecutionContext,
