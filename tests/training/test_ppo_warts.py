@@ -1,8 +1,8 @@
 """What trl 1.12.0's PPO is known to do wrong (reference/performance.md, A.4), each shown not to be so here.
 
-By number there: in `test_ppo` are 4 (fewer prompts than rollouts), 7 (the checkpoint's generation config), 11 (an answer
-that was cut off), 13 (another tokenizer) and 14 (the first ratio), in `test_ppo_execution` is 10 (a killed training). The
-others are below.
+By number there: in `test_ppo` are 4 (fewer prompts than rollouts), 7 (the checkpoint's generation config), 11 (an
+answer that was cut off), 13 (another tokenizer) and 14 (the first ratio), in `test_ppo_execution` is 10 (a killed
+training). The others are below.
 """
 
 from pathlib import Path
