@@ -154,7 +154,7 @@ def report(chosen: argparse.Namespace) -> str:
 def parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--peer-prompts", type=int, default=64, help="of (b)")
+    parser.add_argument("--peer-prompts", type=int, default=256, help="of (b)")
     parser.add_argument("--geometry", choices=ppo.GEOMETRIES, default="small")
     parser.add_argument("--batch-tokens", type=int, default=8192, help="of our batches")
     parser.add_argument("--threads", type=int, default=2)

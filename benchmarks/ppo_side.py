@@ -52,23 +52,23 @@ def ours(request: Request) -> dict[str, Any]:
     ends: list[float] = []
     steps: list[int] = []
     base: list[float] = []
-    plain, measure = torch.optim.AdamW.step, ppo.measure
+    plain, sample = torch.optim.AdamW.step, ppo.sample_rollouts
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         steps.append(1)
         return plain(self, *args, **kwargs)
 
-    def measured(*args: Any) -> float:
+    def sampled(*args: Any) -> Any:
         if not base:
             base.append(rss_mb())
-        return measure(*args)
+        return sample(*args)
 
     def log(metrics: dict[str, float], update: int) -> None:
         ends.append(time.perf_counter())
         updates.append(metrics)
 
     torch.optim.AdamW.step = step
-    ppo.measure = measured
+    ppo.sample_rollouts = sampled
     started = time.perf_counter()
     result = ppo.train_ppo(
         folder / "policy", reward, prompts, [],

@@ -6,6 +6,7 @@ for its models stay loaded.
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,11 @@ def visible_gpus() -> list[str]:
     return sorted((number for number in numbers if number.isdigit()), key=int)
 
 
-def take_gpu(home: Path) -> int | None:
+def take_gpu(home: Path, patience: float = 0.0) -> int | None:
     """Takes the first visible GPU that no other process of this home holds, once in a process; its place among them.
 
-    None where there is none, and where CUDA runs in this process already. Raises BlockingIOError where all are held.
+    None where there is none, and where CUDA runs in this process already. Where all are held it waits for one, at most
+    `patience` seconds; then it raises BlockingIOError.
     """
     global _held
     torch = sys.modules.get("torch")
@@ -42,16 +44,22 @@ def take_gpu(home: Path) -> int | None:
         return None
     from filelock import FileLock, Timeout
 
-    for number, name in enumerate(gpus):
-        lock = FileLock(home / f"gpu-{number}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            continue
-        _held = (number, lock)
-        os.environ[VISIBLE] = name
-        return number
-    raise BlockingIOError(f"all {len(gpus)} GPUs are held by other processes of {home} (gpu-*.lock)")
+    until = time.monotonic() + patience
+    while True:
+        for number, name in enumerate(gpus):
+            lock = FileLock(home / f"gpu-{number}.lock", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                continue
+            _held = (number, lock)
+            os.environ[VISIBLE] = name
+            return number
+        if time.monotonic() >= until:
+            raise BlockingIOError(
+                f"all {len(gpus)} GPUs are held by other processes of {home} (gpu-*.lock), for {patience:.0f} s"
+            )
+        time.sleep(min(1.0, patience))
 
 
 def held_gpu() -> int | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PROFILE = load_profile()
 ON_GPU = gpu_tags(PROFILE.compute.device, 1)
 ON_GPUS = gpu_tags(PROFILE.compute.device, PROFILE.compute.processes)
+GPU_PATIENCE = 3600.0  # seconds that an asset waits for a GPU that another run's models are on
 MODELS_KEPT = 3  # an evaluation asks for the base model, SL-CAI and the policy together
 
 ModelClass = TypeVar("ModelClass", bound=type[BaseModel])
@@ -75,13 +76,14 @@ class Compute(ComputeSettings, dg.ConfigurableResource):
     _endpoints: "dict[tuple[str, str, str | None], Endpoint]" = PrivateAttr(default_factory=dict)
 
     def settings(self) -> ComputeSettings:
-        """Where there are GPUs, `auto` takes one for this process first; several processes take all that are visible.
+        """Where there are GPUs, `auto` takes one for this process first, and waits for one; several processes take all
+        that are visible.
 
-        Raises SettingsError where other processes of the home hold all.
+        Raises SettingsError where other processes of the home hold all for an hour.
         """
         if self.device == "auto" and self.processes == 1:
             try:
-                take_gpu(home_folder())
+                take_gpu(home_folder(), GPU_PATIENCE)
             except BlockingIOError as error:
                 raise SettingsError(f"compute.device=auto: {error}; wait, or name one") from None
         return ComputeSettings(**{name: getattr(self, name) for name in ComputeSettings.model_fields})

@@ -325,7 +325,7 @@ class PpoPolicySettings(Settings):
     guard_window: int = Field(default=8, ge=1, description="updates that a guard averages over")
     guard_kl: float | None = Field(default=50.0, gt=0, description="nats per answer; null turns this guard off")
     guard_heldout: float | None = Field(
-        default=0.3, ge=0, description="fall of the held-out score, from window to window, while the trained one rises"
+        default=0.3, ge=0, description="fall of the held-out score from its best window, while the trained one rose"
     )
     guard_boilerplate: float | None = Field(
         default=0.5, ge=0, description="gain in the share of prompts whose answers hold the same six words"

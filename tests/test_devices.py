@@ -71,6 +71,7 @@ def test_each_process_takes_the_first_gpu_that_no_other_one_holds(
         with pytest.raises(BlockingIOError, match="all 2 GPUs are held by other processes"):
             devices.take_gpu(tmp_path)
         monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+        monkeypatch.setattr(resources, "GPU_PATIENCE", 0.1)
         with pytest.raises(SettingsError, match=r"compute\.device=auto: all 2 GPUs are held.*wait, or name one"):
             resources.Compute(device="auto").settings()
         first.send_signal(signal.SIGKILL)

@@ -173,6 +173,8 @@ class Stage:
         from rlaif_assets.store.checkpoint_files import new_work_folder
 
         self._device = str(choose_device(self.compute.settings()))
+        if self._device != "cpu":
+            self.compute.free()  # a training needs what is there
         self._work_folders.append(new_work_folder(self.home))
         return self._work_folders[-1]
 
@@ -222,6 +224,7 @@ class Stage:
             started = time.monotonic()
             product = work()
             record, _ = self._publish(key, product, time.monotonic() - started)
+            self.resume_file().unlink(missing_ok=True)
             self._track(record, product, registered)
         except BaseException:
             self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FAILED"))

@@ -31,7 +31,7 @@ def findings(history: History, settings: PpoPolicySettings) -> list[Finding]:
     window = settings.guard_window
     if len(history) < 2 * window:
         return []
-    last, before, first = history[-window:], history[-2 * window : -window], history[:window]
+    last, first = history[-window:], history[:window]
     found: list[tuple[str, str]] = []
 
     kl = _mean(last, "kl")
@@ -42,8 +42,10 @@ def findings(history: History, settings: PpoPolicySettings) -> list[Finding]:
         )  # fmt: skip
 
     if settings.guard_heldout is not None and "heldout_score" in history[-1]:
-        rise = _mean(last, "score") - _mean(before, "score")
-        fall = _mean(before, "heldout_score") - _mean(last, "heldout_score")
+        windows = [history[at : at + window] for at in range(len(history) - window)]
+        best = max(windows, key=lambda one: _mean(one, "heldout_score"))
+        rise = _mean(last, "score") - _mean(best, "score")
+        fall = _mean(best, "heldout_score") - _mean(last, "heldout_score")
         if rise > 0 and fall > settings.guard_heldout:
             found.append(
                 ("heldout", f"the trained score rose by {rise:.2f} while the held-out one fell by {fall:.2f}, limit "
@@ -60,8 +62,8 @@ def findings(history: History, settings: PpoPolicySettings) -> list[Finding]:
              "answers apart")
         )  # fmt: skip
 
-    best = max(_mean(history[at : at + window], "score") for at in range(len(history) - window + 1))
-    lost = best - _mean(last, "score")
+    highest = max(_mean(history[at : at + window], "score") for at in range(len(history) - window + 1))
+    lost = highest - _mean(last, "score")
     if settings.guard_collapse is not None and lost > settings.guard_collapse:
         found.append(
             ("collapse", f"the score has fallen by {lost:.2f} from its best, limit {settings.guard_collapse:g} by "

@@ -188,7 +188,8 @@ def train_ppo(
     `red_team` and `helpful` are training prompts; the caller leaves dev and test out. `harmful_share` of each update's
     rollouts come from `red_team`; a prompt comes again only after all others of its list. Weights and optimiser are
     float32. On the CPU the same inputs, seed and thread count give the same weights, bit for bit, also where a killed
-    run left the file `checkpoint`: this one goes on from it, logs its updates anew, and removes it when it is done.
+    run left the file `checkpoint`: this one goes on from it and logs its updates anew. The caller removes the file when
+    the policy is stored.
     `heldout` rewards are only measured (their mean is `heldout_score`): see `guards.py`, which may end the training.
     In a `world` of several processes each calls this alike; each samples, scores and reads its share of the answers,
     and the first one logs and writes.
@@ -274,16 +275,17 @@ def train_ppo(
         mask, lengths = rollouts.mask, rollouts.mask.sum(dim=1)
         found = reward.normalised(raw)
         shift, scale = (torch.full((settings.rollouts,), value) for value in (0.0, 1.0))
-        shift[harmful_rows:], scale[harmful_rows:] = state.aligned(0, found, harmful_rows)
-        normalised = (torch.from_numpy(found).float() - shift) / scale - settings.length_penalty * lengths
+        shift[harmful_rows:], scale[harmful_rows:] = state.aligned(0, reward, found, harmful_rows)
+        normalised = (torch.from_numpy(found).float() - shift) / scale
         scores = ppo_math.final_scores(normalised, rollouts.finished, settings.score_clip, settings.missing_eos_penalty)
+        scores -= settings.length_penalty * lengths
 
-        def measured(batch_tokens: int, rollouts: Rollouts = rollouts) -> float:
+        def read(batch_tokens: int, rollouts: Rollouts = rollouts) -> float:
             batches = micro_batches(rollouts, world.share(range(settings.rollouts)), batch_tokens, answer_tokens)
             with half:
                 return measure(rollouts, batches, model, reference, value_model, settings.temperature)
 
-        entropy, state.batch_tokens = in_halves(measured, state.batch_tokens)
+        entropy, state.batch_tokens = in_halves(read, state.batch_tokens)
         rollouts.complete(world)
         kl = ppo_math.k1(rollouts.logprobs, rollouts.reference_logprobs)
         paid = kl if settings.kl_estimator == "k1" else ppo_math.k3(rollouts.logprobs, rollouts.reference_logprobs)
@@ -296,6 +298,8 @@ def train_ppo(
         rollouts.returns = (returns * scale[:, None] + shift[:, None]) * mask
         rollouts.advantages = ppo_math.whiten(advantages, mask)
         clock.append(time.perf_counter())
+
+        measured = state.measured_weights(settings)
 
         # Passes over the rollouts, each in new minibatches (optimiser steps) of length buckets (forward passes)
         steps: list[dict[str, float]] = []
@@ -341,7 +345,7 @@ def train_ppo(
         clock.append(time.perf_counter())
 
         # Metrics and rows
-        read = sum(len(ids) for ids in rollouts.prompt_ids) + int(lengths.sum())
+        tokens = sum(len(ids) for ids in rollouts.prompt_ids) + int(lengths.sum())
         kl_sums = (kl * mask).sum(dim=1)
         metrics = {
             "reward": float(rewards.sum(dim=1).mean()),
@@ -359,7 +363,7 @@ def train_ppo(
             "seconds_rollout": clock[1] - clock[0],
             "seconds_score": clock[2] - clock[1],
             "seconds_train": clock[3] - clock[2],
-            "tokens_per_second": read / (clock[3] - clock[0]),
+            "tokens_per_second": tokens / (clock[3] - clock[0]),
         }
         if steps:
             metrics |= {name: sum(stats[name] for stats in steps) / len(steps) for name in steps[0]}
@@ -367,7 +371,7 @@ def train_ppo(
             others = []
             for number, other in enumerate(heldout, 1):
                 found = other.normalised(shared_scores(other, drawn, texts, world))
-                moved, times = state.aligned(number, found, harmful_rows)
+                moved, times = state.aligned(number, other, found, harmful_rows)
                 found[harmful_rows:] = (found[harmful_rows:] - moved) / times
                 others.append(float(found.mean()))
             metrics["heldout_score"] = sum(others) / len(others)
@@ -383,7 +387,7 @@ def train_ppo(
                 state.kl_coefficient, metrics["kl"], settings.kl_target, settings.rollouts, settings.kl_horizon
             )
         if settings.guards != "off":
-            state.keep_best(settings)
+            state.keep_best(settings, measured)
             fired = {finding.guard for finding in state.findings}
             state.findings += [one for one in findings(state.history, settings) if one.guard not in fired]
             state.stopped = settings.guards == "stop" and bool(state.findings)
@@ -391,10 +395,10 @@ def train_ppo(
             state.save(checkpoint)
             saved = time.monotonic()
 
+    if checkpoint is not None and world.first:
+        state.save(checkpoint)
     kept = state.restore_best() if state.stopped else len(state.history)
     if world.first:
         (model.merge_and_unload() if settings.lora_rank else model).save_pretrained(output)
         local.tokenizer.save_pretrained(output)
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
     return PpoResult(summary(state.history), state.rows, rejected, state.findings, kept)

@@ -49,18 +49,24 @@ class Checkpoint:
     findings: list[Finding] = field(default_factory=list)
     best: Best | None = None
 
-    def aligned(self, reward: int, scores: np.ndarray, red_team: int) -> tuple[float, float]:
-        """The alignment of the reward of this number, from the first scores that it gave (see `rewards.alignment`)."""
-        if reward == len(self.alignments):
-            self.alignments.append(alignment(scores, red_team))
-        return self.alignments[reward]
+    def aligned(self, number: int, reward: Reward, scores: np.ndarray, red_team: int) -> tuple[float, float]:
+        """The alignment of the reward of this number, from the first scores that it gave (see `rewards.alignment`); a
+        judge's or a function's scores mean the same for every prompt and stay."""
+        if number == len(self.alignments):
+            self.alignments.append(alignment(scores, red_team) if reward.scorer is not None else (0.0, 1.0))
+        return self.alignments[number]
 
-    def keep_best(self, settings: PpoPolicySettings) -> None:
-        """At the end of each whole window: the policy's weights, if they stand better than those that are kept."""
-        found = None if len(self.history) % settings.guard_window else standing(self.history, settings)
-        if found is not None and (self.best is None or found > self.best.standing):
-            weights = {name: weight.cpu().clone() for name, weight in trainable(self.model).items()}
-            self.best = Best(found, len(self.history), weights)
+    def measured_weights(self, settings: PpoPolicySettings) -> dict[str, torch.Tensor] | None:
+        """In the last update of each window, before its steps: the weights that its answers were sampled with."""
+        if settings.guards == "off" or (len(self.history) + 1) % settings.guard_window:
+            return None
+        return {name: weight.cpu().clone() for name, weight in trainable(self.model).items()}
+
+    def keep_best(self, settings: PpoPolicySettings, weights: dict[str, torch.Tensor] | None) -> None:
+        """Keeps `measured_weights`, where there are any, if their window stands better than that of those kept."""
+        found = None if weights is None else standing(self.history, settings)
+        if found is not None and weights is not None and (self.best is None or found > self.best.standing):
+            self.best = Best(found, len(self.history) - 1, weights)
 
     def restore_best(self) -> int:
         """Gives the policy the weights that are kept; the number of updates that they have had."""
@@ -91,6 +97,7 @@ class Checkpoint:
             self.reward.mean, self.reward.spread = found["normalisation"]
             self.findings = [Finding(**values) for values in found["findings"]]
             self.best = Best(**found["best"]) if found["best"] else None
+            found["batch_tokens"] = min(found["batch_tokens"], self.batch_tokens)
             for name in PLAIN:
                 setattr(self, name, found[name])
         except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:

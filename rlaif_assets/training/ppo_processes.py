@@ -1,21 +1,24 @@
 """PPO in several processes of this machine: the asset writes a job, `accelerate launch` starts them, the first one
 answers. Each process runs this module and calls `train_ppo` with its place in the world.
 
-Answers go through files in a temporary folder: metrics as lines, the result or an error's text whole.
+Answers go through files in a work folder: metrics as lines, the result or an error's text whole.
 """
 
 import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
+import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlaif_assets.feedback.errors import JudgeStoppedError
 from rlaif_assets.language_models.errors import ModelError
 from rlaif_assets.records import Prompt
 from rlaif_assets.settings import ComputeSettings, PpoPolicySettings
@@ -50,12 +53,14 @@ def train_in_processes(job: PpoJob, log: Callable[[dict[str, float], int], None]
 
     Raises TrainingError, also where a process ends without an answer (with the end of what they printed).
     """
-    with tempfile.TemporaryDirectory(prefix="ppo-") as name:
-        folder = Path(name)
+    # Named as work folders are, so that what a kill leaves is found and removed.
+    folder = job.output.parent / f"{os.getpid()}-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    try:
         (folder / "job.pickle").write_bytes(pickle.dumps(job))
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
         command += ["--num_processes", str(job.compute.processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--main_process_port", "0", "-m", "rlaif_assets.training.ppo_processes", name]
+        command += ["--main_process_port", "0", "-m", "rlaif_assets.training.ppo_processes", str(folder)]
         with (folder / OUTPUT).open("wb") as output:
             launched = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
             try:
@@ -78,6 +83,8 @@ def train_in_processes(job: PpoJob, log: Callable[[dict[str, float], int], None]
                 f"PPO's processes ended with status {launched.returncode} and no result: {told[-2000:]}"
             )
         return pickle.loads((folder / RESULT).read_bytes())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _pass_on(file: Path, read: int, log: Callable[[dict[str, float], int], None]) -> int:
@@ -98,13 +105,12 @@ def _pass_on(file: Path, read: int, log: Callable[[dict[str, float], int], None]
 def work(folder: Path) -> None:
     """One of the processes."""
     job: PpoJob = pickle.loads((folder / "job.pickle").read_bytes())
+    _end_with(job.parent, folder)
     world = join(cpu=job.compute.device == "cpu" or not _has_gpu())
     device = world.device if world.device != "cpu" else "cpu"
-    compute = job.compute.model_copy(update={"device": device})
+    compute = job.compute.model_copy(update={"device": device, **_shares(job.compute)})
 
     def log(metrics: dict[str, float], update: int) -> None:
-        if not _lives(job.parent):
-            raise TrainingError(f"process {job.parent}, which started this training, is gone")
         with (folder / LOG).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"metrics": metrics, "update": update}) + "\n")
 
@@ -123,12 +129,31 @@ def work(folder: Path) -> None:
             heldout,
             world,
         )
-    except (TrainingError, ModelError) as error:
+    except (TrainingError, ModelError, JudgeStoppedError) as error:
         _write(folder / ERROR, str(error).encode())
         raise SystemExit(1) from error
     if world.first:
         _write(folder / RESULT, pickle.dumps(result))
     world.leave()
+
+
+def _shares(compute: ComputeSettings) -> dict[str, int | None]:
+    """Of what is for a whole run: each process's part."""
+    limits = {name: getattr(compute, name) for name in ("endpoint_max_calls", "endpoint_max_tokens")}
+    parts = {name: limit and max(1, limit // compute.processes) for name, limit in limits.items()}
+    return {**parts, "threads": compute.threads or max(1, (os.cpu_count() or 1) // compute.processes)}
+
+
+def _end_with(parent: int, folder: Path) -> None:
+    """Ends this process soon after the one that waits for it, also out of a wait for the others."""
+
+    def watch() -> None:
+        while _lives(parent):
+            time.sleep(2.0)
+        _write(folder / ERROR, f"process {parent}, which started this training, is gone".encode())
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ of SL-CAI, so that one KL coefficient and one score clip mean the same for each.
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.preference_model import PreferenceScorer
 
 JUDGE = "judge"
-LEAST_ALIGNED = 8
+LEAST_ALIGNED = 16
+MOST_SCALED = 3.0
 
 
 @dataclass
@@ -111,13 +113,14 @@ def alignment(scores: np.ndarray, red_team: int) -> tuple[float, float]:
     prompts, to mean and spread of those before.
 
     A preference model learns differences between answers to one prompt: how it scores one kind of prompt against the
-    other is arbitrary, and may lie beyond the clip. (0, 1) where either kind has fewer than LEAST_ALIGNED answers, or
-    all of one score.
+    other is arbitrary, and may lie beyond the clip. The scale is at most MOST_SCALED either way, for a spread of nearly
+    nothing is one of prompts that have no better answer. (0, 1) where either kind has fewer than LEAST_ALIGNED answers,
+    or all of one score.
     """
     sides = scores[:red_team], scores[red_team:]
     if min(map(len, sides)) < LEAST_ALIGNED or min(side.std() for side in sides) == 0.0:
         return 0.0, 1.0
-    scale = float(sides[1].std() / sides[0].std())
+    scale = float(np.clip(sides[1].std() / sides[0].std(), 1 / MOST_SCALED, MOST_SCALED))
     return float(sides[1].mean() - scale * sides[0].mean()), scale
 
 
@@ -182,7 +185,11 @@ def function_reward(place: str) -> Reward:
 def function_fingerprint(place: str) -> str:
     """Hash of the source of the file that the function stands in: it decides the policy."""
     function = _load(place)
-    source = inspect.getsourcefile(inspect.unwrap(function))
+    unwrapped = inspect.unwrap(function)
+    try:
+        source = inspect.getsourcefile(unwrapped if inspect.isroutine(unwrapped) else type(unwrapped))
+    except TypeError:
+        source = None
     if source is None:
         raise TrainingError(
             f"ppo_policy.reward {place}: its source cannot be read, so a change of it could not be told"
@@ -199,9 +206,10 @@ def _load(place: str) -> Callable[..., Any]:
         raise TrainingError(wanted)
     try:
         if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            spec = importlib.util.spec_from_file_location(f"rlaif_reward_{sha256_text(where)[:12]}", where)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look there
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(where)

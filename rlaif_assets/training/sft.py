@@ -167,7 +167,7 @@ def trainer_arguments(
     micro = max(
         size for size in range(1, settings.batch_size + 1) if settings.batch_size % size == 0 and size <= fitting
     )
-    return SFTConfig(
+    config = SFTConfig(
         output_dir=str(output),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -190,6 +190,8 @@ def trainer_arguments(
         report_to="none",
         disable_tqdm=True,
     )
+    config._n_gpu = min(config.n_gpu, 1)  # with more the trainer would take a multiple of the batch
+    return config
 
 
 def answer_loss(model: PreTrainedModel, rows: Sequence[EncodedRow], batch_tokens: int) -> float | None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rlaif_assets.settings import PpoPolicySettings
 from rlaif_assets.training.guards import boilerplate, findings, standing
 from rlaif_assets.training.rewards import Reward
 from tests.tiny_models import tiny_model
-from tests.training.test_ppo import COMPUTE, Trained, equal_weights, tiny_reward_model
+from tests.training.test_ppo import COMPUTE, Trained, equal_weights, tiny_reward_model, weights
 
 SETTINGS = PpoPolicySettings(guard_window=2)
 HEALTHY = {
@@ -88,11 +89,9 @@ def test_a_guard_stops_the_training_and_the_best_policy_is_kept(policy: Path, tm
     changes = {"updates": 6, "guard_window": 1, "score_clip": 100.0, "missing_eos_penalty": 100.0}
     stopped = Trained(policy, falling(), tmp_path / "stopped", **changes, guard_collapse=1.5)
     assert [(one.guard, one.update) for one in stopped.result.findings] == [("collapse", 2)]
-    assert len(stopped.logged) == 3 and stopped.result.kept == 1
-    # The rate falls over the planned updates, so the same plan is needed for the same weights.
-    first = Trained(policy, falling(), tmp_path / "first", **changes, guard_collapse=0.5)
-    assert (len(first.logged), first.result.kept) == (2, 1)
-    assert equal_weights(first.output, stopped.output)
+    # The first answers earned most: those of the policy before any update.
+    assert len(stopped.logged) == 3 and stopped.result.kept == 0
+    assert equal_weights(policy, stopped.output)
     warned = Trained(policy, falling(), tmp_path / "warned", **changes, guard_collapse=1.5, guards="warn")
     assert len(warned.logged) == 6 and warned.result.kept == 6
     assert [one.guard for one in warned.result.findings] == ["collapse"]
@@ -127,3 +126,43 @@ def test_heldout_rewards_are_measured_and_change_nothing(policy: Path, tmp_path:
     assert equal_weights(plain.output, watched.output)
     assert "heldout_score" not in plain.logged[0]
     assert all(np.isfinite(metrics["heldout_score"]) for metrics in watched.logged)
+
+
+def test_the_policy_that_is_kept_is_one_that_was_measured(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step of the best window spoils the weights: they are not what its answers were sampled with."""
+    plain, steps = torch.optim.AdamW.step, [0]
+    spoilt: list[bool] = []
+
+    def step(self: Any, *words: Any) -> Any:
+        found = plain(self, *words)
+        steps[0] += 1
+        if steps[0] == 4 * 4 - 1:  # of the policy, the last one in update 3 (each update has two of either model)
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        parameter.mul_(3.0)
+            spoilt.append(True)
+        return found
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    scores = iter([0.0, 0.0, 5.0, 5.0, -9.0, -9.0, -9.0, -9.0])
+
+    def rate(prompts: Any, texts: Any) -> np.ndarray:
+        return np.arange(len(texts)) / 10 + next(scores)
+
+    words = {"updates": 8, "guard_window": 2, "guard_collapse": 1.0, "score_clip": 100.0, "missing_eos_penalty": 100.0}
+    run = Trained(policy, Reward("given", rate, 0.0, 1.0), tmp_path / "out", **words)
+    assert spoilt and [one.guard for one in run.result.findings] == ["collapse"]
+    assert run.result.kept == 3  # what answered in update 3, before its steps
+    largest = max(float(weight.abs().max()) for weight in weights(run.output).values())
+    assert largest < 1.5 * max(float(weight.abs().max()) for weight in weights(policy).values())
+
+
+def test_a_heldout_score_that_falls_slowly_is_seen() -> None:
+    slow = [1.0 - 0.1 * i for i in range(8)]
+    flat = [0.1] * 8
+    rows = history(score=[0.1 * i for i in range(8)], heldout_score=slow, kl=flat, boilerplate=flat)
+    assert [one.guard for one in findings(rows, SETTINGS.model_copy(update={"guard_heldout": 0.5}))] == ["heldout"]
+    assert findings(rows, SETTINGS.model_copy(update={"guard_heldout": 0.7})) == []

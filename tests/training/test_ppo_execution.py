@@ -12,7 +12,7 @@ from rlaif_assets.language_models.local import load_model
 from rlaif_assets.training import ppo
 from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.memory import in_halves, use_gradient_checkpointing
-from rlaif_assets.training.rewards import Reward
+from rlaif_assets.training.rewards import Reward, preference_reward
 from rlaif_assets.training.rollouts import Rollouts
 from tests.tiny_models import KINDS, Kind, tiny_model
 from tests.training.test_ppo import COMPUTE, RED_TEAM, Trained, equal_weights, tiny_reward_model, weights
@@ -69,7 +69,9 @@ def test_a_killed_training_goes_on_bit_for_bit(form: str, policy: Path, reward_m
     plain = [{k: v for k, v in m.items() if not k.startswith(timed)} for m in whole.logged]
     assert [{k: v for k, v in m.items() if not k.startswith(timed)} for m in done.logged] == plain
     assert plain[0]["kl_coefficient"] != plain[3]["kl_coefficient"]
-    assert not file.exists() and not (tmp_path / "killed").exists()
+    assert file.exists() and not (tmp_path / "killed").exists()  # whoever stores the policy removes it
+    twice = Trained(policy, reward(), tmp_path / "twice", **again)  # a kill after the last update
+    assert equal_weights(whole.output, twice.output) and twice.result.rollouts == whole.result.rollouts
 
 
 def test_a_state_of_another_training_is_refused(policy: Path, reward_model: Path, tmp_path: Path) -> None:
@@ -186,3 +188,57 @@ def test_length_and_kl_are_paid_as_set(policy: Path, reward_model: Path, tmp_pat
     assert k1.logged[0]["reward"] == pytest.approx(k3.logged[0]["reward"], abs=1e-4)  # no KL yet
     assert k3.logged[1]["reward"] < k3.logged[1]["score"]  # k3 is never negative
     assert k1.logged[1]["reward"] != pytest.approx(k3.logged[1]["reward"], abs=1e-4)
+
+
+def test_the_length_penalty_is_paid_beyond_the_clip_too(policy: Path, reward_model: Path, tmp_path: Path) -> None:
+    words = {"updates": 1, "score_clip": 0.5, "length_penalty": 1.0, "missing_eos_penalty": 1e9}
+    run = Trained(policy, length_reward(), tmp_path, **words)
+    rest = [row["score"] + row["tokens"] for row in run.result.rollouts]
+    assert max(rest) == pytest.approx(0.5) and min(rest) == pytest.approx(-0.5)
+
+
+def test_smaller_batches_are_kept_to_after_a_kill(
+    policy: Path, reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, asked, plain = tmp_path / "ppo.pt", [], ppo.in_halves
+    words = {"updates": 3, "checkpoint": file}
+    with pytest.raises(KilledError):
+        Trained(policy, reward_model, tmp_path / "x", **words, compute=EVERY_UPDATE, log=killed_at(1))
+
+    def halves(work: Any, batch_tokens: int) -> Any:
+        asked.append(batch_tokens)
+        return plain(work, batch_tokens)
+
+    monkeypatch.setattr(ppo, "in_halves", halves)
+    smaller = EVERY_UPDATE.model_copy(update={"batch_tokens": 64})
+    Trained(policy, reward_model, tmp_path / "out", **words, compute=smaller)
+    assert set(asked) == {64}
+
+
+def test_scores_of_helpful_prompts_are_aligned_also_after_a_kill(policy: Path, tmp_path: Path) -> None:
+    """A preference model that scores every answer to a helpful prompt 50 spreads lower: without alignment the clip
+    would take all of them."""
+    reward = lambda: shifted_reward(tmp_path)  # noqa: E731
+    changes = {"updates": 3, "rollouts": 40, "harmful_share": 0.5, "minibatches": 2, "missing_eos_penalty": 1e9}
+    whole = Trained(policy, reward(), tmp_path / "whole", **changes)
+    helpful = [row["score"] for row in whole.result.rollouts if row["prompt_id"].startswith("helpful")]
+    assert len(helpful) == 60 and len(set(helpful)) > 10 and abs(np.mean(helpful[:20])) < 2.0
+    assert whole.logged[0]["clipped_score_share"] < 0.2
+    file = tmp_path / "state.pt"
+    again = {**changes, "compute": EVERY_UPDATE, "checkpoint": file}
+    with pytest.raises(KilledError):
+        Trained(policy, reward(), tmp_path / "killed", **again, log=killed_at(2))
+    done = Trained(policy, reward(), tmp_path / "done", **again)
+    assert equal_weights(whole.output, done.output) and done.result.rollouts == whole.result.rollouts
+
+
+def shifted_reward(folder: Path) -> Reward:
+    pm = folder / "pm"
+    reward = preference_reward(pm if pm.exists() else tiny_reward_model("llama", folder), COMPUTE)
+    rate = reward.rate
+
+    def lower(prompts: Any, texts: Any) -> np.ndarray:
+        return rate(prompts, texts) - np.array([100.0 * p.prompt_id.startswith("helpful") for p in prompts])
+
+    reward.rate = lower
+    return reward

@@ -116,7 +116,9 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(policy: Path, reward_mo
     assert file.exists() and not (tmp_path / "killed").exists()
     done, logged = train(policy, reward_model, tmp_path / "done", settings, compute, file)
     whole, _ = train(policy, reward_model, tmp_path / "whole", settings)
-    assert [metrics["step"] for metrics in logged] == [0, 1, 2] and not file.exists()
+    assert [metrics["step"] for metrics in logged] == [0, 1, 2] and file.exists()
+    train(policy, reward_model, tmp_path / "twice", settings, compute, file)  # nothing is left to do
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(f"{os.getpid()}-")]
     assert done.rollouts == whole.rollouts
     found, wanted = weights(tmp_path / "done"), weights(tmp_path / "whole")
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -140,8 +142,10 @@ def test_a_process_that_dies_is_told_with_what_it_printed(policy: Path, tmp_path
 def test_processes_end_when_who_started_them_is_gone(policy: Path, reward_model: Path, tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
+    slow = tmp_path / "slow.py"  # one that never comes to an update's end
+    slow.write_text("import time\ndef pay(prompts, completions):\n    time.sleep(300)\n")
     with pytest.raises(TrainingError, match=f"process {gone.pid}, which started this training, is gone"):
-        train(policy, reward_model, tmp_path / "out", SETTINGS, parent=gone.pid)
+        train(policy, f"{slow}:pay", tmp_path / "out", SETTINGS, parent=gone.pid)
 
 
 def test_each_process_needs_an_answer(policy: Path, reward_model: Path, tmp_path: Path) -> None:

@@ -158,3 +158,23 @@ def test_9_gradients_are_clipped_before_each_step(
     Trained(policy, reward_model, tmp_path, updates=1, max_grad_norm=limit)
     assert norms
     assert max(norms) > 1e-3 if limit > 1 else max(norms) <= limit * 1.001
+
+
+def test_both_learning_rates_fall_to_0_in_a_straight_line(
+    policy: Path, reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: dict[int, list[float]] = {}
+    plain = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *words: Any) -> Any:
+        assert self.defaults["eps"] == 1e-5
+        rates.setdefault(id(self), []).append(self.param_groups[0]["lr"])
+        return plain(self, *words)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    changes: dict[str, Any] = {"updates": 4, "epochs": 1, "minibatches": 1}
+    Trained(policy, reward_model, tmp_path, **changes, learning_rate=1e-3, value_learning_rate=4e-3)
+    assert sorted(rates.values()) == [
+        pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4]),
+        pytest.approx([4e-3, 3e-3, 2e-3, 1e-3]),
+    ]

@@ -16,6 +16,7 @@ from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.preference_model import PreferenceScorer
 from rlaif_assets.training.rewards import (
     Reward,
+    alignment,
     function_fingerprint,
     function_reward,
     judge_reward,
@@ -139,3 +140,34 @@ def test_what_a_function_does_wrong_is_told(name: str, message: str, tmp_path: P
 def test_a_reward_that_is_not_there_is_refused(place: str) -> None:
     with pytest.raises(TrainingError, match=r"ppo_policy\.reward .*write reward_model, reward_model_half_a, judge"):
         function_reward(place)
+
+
+def test_alignment_brings_one_kind_of_prompt_to_the_others_mean_and_spread() -> None:
+    draw = np.random.default_rng(0)
+    scores = np.concatenate([draw.normal(0.5, 1.0, 40), draw.normal(-7.0, 2.0, 30)])
+    shift, scale = alignment(scores, 40)
+    moved = (scores[40:] - shift) / scale
+    assert moved.mean() == pytest.approx(scores[:40].mean()) and moved.std() == pytest.approx(scores[:40].std())
+    assert (
+        alignment(scores, 0) == alignment(scores, 70) == alignment(scores[:50], 40) == (0.0, 1.0)
+    )  # too few of a kind
+    flat = np.concatenate([scores[:40], np.full(30, 3.0)])
+    assert alignment(flat, 40) == (0.0, 1.0)
+    shift, scale = alignment(np.concatenate([scores[:40], 3.0 + 1e-4 * draw.normal(size=30)]), 40)
+    assert scale == pytest.approx(1 / 3)  # hardly any spread is not blown up to as much as the others have
+
+
+def test_a_callable_object_and_a_file_with_a_dataclass_are_rewards(tmp_path: Path) -> None:
+    file = tmp_path / "objects.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Pay:\n    much: float = 2.0\n"
+        "    def __call__(self, prompts, completions):\n        return [self.much] * len(prompts)\npay = Pay()\n"
+    )
+    place = f"{file}:pay"
+    assert function_reward(place).scores(PROMPTS[:2], ["a", "b"]).tolist() == [2.0, 2.0]
+    before = function_fingerprint(place)
+    file.write_text(file.read_text().replace("2.0", "3.0"))
+    assert function_fingerprint(place) != before
+    with pytest.raises(TrainingError, match="its source cannot be read"):
+        function_fingerprint("builtins:len")

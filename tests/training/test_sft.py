@@ -11,6 +11,7 @@ import torch
 import trl.trainer.base_trainer
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
+from trl.trainer.sft_config import SFTConfig
 
 from rlaif_assets.language_models.chat import encode_conversation
 from rlaif_assets.language_models.local import load_model
@@ -314,3 +315,9 @@ def test_recomputed_layers_give_the_same_weights(
     assert calls[0] == 2 * plain
     first, again = weights(trained), weights(tmp_path / "again")
     assert all(torch.allclose(first[name], again[name], atol=1e-6) for name in first)
+
+
+def test_several_visible_gpus_do_not_multiply_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SFTConfig, "n_gpu", property(lambda self: getattr(self, "_n_gpu", 4)))
+    config = sft.trainer_arguments(SETTINGS, [40], tmp_path, COMPUTE, torch.device("cpu"))
+    assert config.train_batch_size * config.gradient_accumulation_steps == SETTINGS.batch_size
