@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from rlaif_assets.assets.recording import SKIPPED_TAG
-from rlaif_assets.feedback.limits import failed_audits, under_limits
+from rlaif_assets.feedback.limits import OLDER_RULES, RULES_SINCE, failed_audits, under_limits
 from rlaif_assets.instance import open_runs
 from rlaif_assets.relabel_lock import RELABEL_TAGS, relabelling
 from rlaif_assets.resources import PROFILE, Storage
@@ -121,6 +121,7 @@ def labels_flipped(context: dg.SensorEvaluationContext, storage: Storage) -> dg.
         return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=labels.snapshot_id)
     verdicts = under_limits(warehouse.rows("verdicts", labels.snapshot_id), PROFILE.audits)
     failed = failed_audits(verdicts) or ("" if verdicts else "it was never audited")
+    failed = failed or (OLDER_RULES if labels.code_version < RULES_SINCE else "")
     if failed:
         return dg.SkipReason(f"{told}, but the preference set failed its audits: {failed}")
     context.log.info(told)

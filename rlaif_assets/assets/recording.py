@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from rlaif_assets.assets.progress import make_progress
 from rlaif_assets.devices import held_gpu
-from rlaif_assets.feedback.limits import ADVICE, failed_audits, under_limits
+from rlaif_assets.feedback.limits import ADVICE, OLDER_RULES, RULES_SINCE, failed_audits, under_limits
 from rlaif_assets.instance import tag_run
 from rlaif_assets.records import Judgement, Label, Prompt, Rejection
 from rlaif_assets.resources import Compute, Storage, Tracking
@@ -150,12 +150,15 @@ class Stage:
         with user_errors():
             verdicts = under_limits(self.warehouse.rows("verdicts", self.inputs[asset].snapshot_id), audits)
         failed = failed_audits(verdicts)
-        if audits.enforce and (failed or not verdicts):
+        older = self.inputs[asset].code_version < RULES_SINCE
+        if audits.enforce and (failed or not verdicts or older):
             raise dg.Failure(
                 f"{self.asset} refuses {asset} {self.inputs[asset].snapshot_id}: "
                 + (
                     f"failed audits: {failed}. {ADVICE}"
                     if failed
+                    else OLDER_RULES
+                    if verdicts
                     else f"it was never audited; materialize {asset} anew"
                 ),
                 allow_retries=False,

@@ -21,7 +21,8 @@ from rlaif_assets.settings import AuditsSettings
 
 MAX_GAP = float(RULES["verdict_reaches_label"].limit)
 UNDECIDED = (0.45, 0.55)
-FEW, FEW_SHARE = 20, 0.05  # labels of the judge among people's, below which there is nothing to tell a judge by
+# Labels of the judge among people's, below which there is nothing to tell a judge by.
+FEW, FEW_SHARE, TOO_FEW = 20, 0.05, 8
 PEOPLE = {
     "": "no labels of people are given (audits.reference)",
     "_verdicts": "no verdict of a person is about a pair of this home (human_verdicts)",
@@ -108,7 +109,8 @@ def audit(evidence: Evidence, settings: AuditsSettings) -> list[dict[str, Any]]:
         if evidence.shared is None
         else (float(len(evidence.shared)), 1, f"the judge is {', '.join(evidence.shared) or 'none of them'}"),
     }
-    if len(labels) < len(evidence.labels) and len(labels) < min(FEW, FEW_SHARE * len(evidence.labels)):
+    people = len(evidence.labels) - len(labels)
+    if people and (len(labels) < min(FEW, FEW_SHARE * len(evidence.labels)) or len(labels) < min(TOO_FEW, people)):
         few = f"not asked: of {len(evidence.labels)} labels {len(labels)} are the judge's, the others people's"
         found |= dict.fromkeys(OF_THE_JUDGE, (None, None, few))
     elif labels and all(label.orders == "single" for label in labels):
@@ -173,13 +175,18 @@ def _swapped(probes: Sequence[AuditProbe], asked: int) -> Measured:
     """The second number belongs to the other response, so that a label that follows the texts turns."""
     stayed, certainty = _choices(probes, turned=False)
     value = _weighted(certainty, stayed) if 2 * len(probes) >= asked else None
-    return value, len(probes), f"{_of(sum(stayed), len(stayed))} stayed with exchanged texts, {asked} asked"
+    return value, len(probes), f"{_of(sum(stayed), len(stayed))} stayed with exchanged texts{_answered(probes, asked)}"
 
 
 def _turned(probes: Sequence[AuditProbe], asked: int) -> Measured:
     turned, certainty = _choices(probes, turned=True)
     low = _interval(certainty, turned)[0] if 2 * len(probes) >= asked else None
-    return low, len(probes), f"{_of(sum(turned), len(turned))} turned under the opposite, {asked} asked"
+    return low, len(probes), f"{_of(sum(turned), len(turned))} turned under the opposite{_answered(probes, asked)}"
+
+
+def _answered(probes: Sequence[AuditProbe], asked: int) -> str:
+    few = ", fewer than half: see why in rejected_rows" if 2 * len(probes) < asked else ""
+    return f", {asked} asked{few}"
 
 
 def _choices(probes: Sequence[AuditProbe], turned: bool) -> tuple[list[bool], list[float]]:

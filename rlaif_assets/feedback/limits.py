@@ -36,6 +36,9 @@ class Rule:
         return self.blocks == "always" or self.blocks_from is not None or self.blocks_past is not None
 
 
+RULES_SINCE = 9
+"""The code version of the preference set from which its stored verdicts are of these rules."""
+OLDER_RULES = "it was audited by older rules: materialize it anew (nothing is judged again)"
 ADVICE = "To train nevertheless move the limit, or --set audits.enforce=false (recorded with the model)."
 
 RULES: dict[str, Rule] = {

@@ -85,16 +85,11 @@ class OptionMasses:
         return self.unlisted / (self.mass + self.unlisted) if self.unlisted else 0.0
 
 
-def chosen_by(
-    reply: Reply, options: Sequence[str], question: str = "", text: str | None = None
-) -> tuple[str, int] | None:
-    """`chosen_option` of the reply's text, or of `text` in its place.
-
-    None where a limit cut the reply off at the name, which may be the beginning of a word or of a comparison.
-    """
-    said = reply.text if text is None else text
-    found = chosen_option(said, options, question)
-    return None if found and reply.cut and not said[found[1] + len(found[0]) :].strip() else found
+def chosen_by(reply: Reply, options: Sequence[str], question: str = "") -> tuple[str, int] | None:
+    """`chosen_option` of the reply's text; None where a limit cut it off at the name, which may be the beginning of a
+    word or of a comparison."""
+    found = chosen_option(reply.text, options, question)
+    return None if found and reply.cut and found[1] + len(found[0]) == len(reply.text) else found
 
 
 def chosen_option(text: str, options: Sequence[str], question: str = "") -> tuple[str, int] | None:
@@ -239,11 +234,14 @@ def _deciding_token(reply: Reply, options: Sequence[str], question: str) -> Repl
         raise QuestionError(f"the reply's text '{_line(said)}' is not that of its tokens, '{_line(text)}'")
     if said:
         text = text[: text.index(said) + len(said)]  # servers list the token that ends the reply too
-    chosen = chosen_by(reply, options, question, text)
+    chosen = chosen_option(text, options, question)
     if chosen is None:
         raise QuestionError(f"the reply chooses none of {', '.join(options)}, or names several: '{_line(text)}'")
     ends = accumulate(len(token.text) for token in reply.tokens)
-    token = next(token for token, end in zip(reply.tokens, ends, strict=True) if chosen[1] < end)
+    at = next(i for i, end in enumerate(ends) if chosen[1] < end)
+    token = reply.tokens[at]
+    if reply.cut and at == len(reply.tokens) - 1:
+        raise QuestionError(f"a limit cut the reply off at the name (finish_reason length): '{_line(text)}'")
     if _option_of(token.text, options) != chosen[0]:
         raise QuestionError(f"the token '{token.text}' names an option and more: it cannot be read")
     if not token.alternatives:

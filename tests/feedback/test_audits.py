@@ -350,3 +350,16 @@ def test_peoples_labels_are_not_asked_what_the_judge_is():
     labels = make_labels(judgements)
     human = [replace(label, source="human", p_a=1 - label.p_a, orders=None, flipped=None) for label in labels[:3]]
     assert failed([*human, *labels[3:]], judgements) == []
+
+
+@pytest.mark.parametrize(("judged", "asked"), [(2, False), (7, False), (8, True), (20, True)])
+def test_a_few_labels_of_the_judge_among_peoples_are_not_audited(judged: int, asked: bool):
+    judgements = make_judgements(SOUND)
+    labels = make_labels(judgements)
+    people = [replace(label, source="human", p_a=1.0, orders=None, flipped=None) for label in labels[judged:]]
+    more = [replace(label, label_id=f"h{i}", pair_id=f"other-{i}", source="human") for i, label in enumerate(labels)]
+    found = verdicts_of(
+        Evidence([*labels[:judged], *people, *more], judgements, PAIRS, probes=TURNED, has_counter=True)
+    )
+    assert (found["position_flip_rate"]["count"] is not None) is asked
+    assert found["position_flip_rate"]["passed"] and found["counter_principle"]["passed"]

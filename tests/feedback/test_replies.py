@@ -395,5 +395,14 @@ def test_a_reply_that_a_limit_cut_off_at_the_name_chooses_nothing(text: str, cut
 def test_log_probabilities_at_a_name_where_a_limit_cut_the_reply_off_are_refused():
     ended = reply(("I choose ", {}), ("A", {"A": LN(0.9), "B": LN(0.1)}))
     assert two_logprobs(ended, JUDGE_OPTIONS)[:2] == (pytest.approx(LN(0.9)), pytest.approx(LN(0.1)))
-    with pytest.raises(QuestionError, match="chooses none of A, B"):
+    with pytest.raises(QuestionError, match="a limit cut the reply off at the name"):
         two_logprobs(replace(ended, cut=True), JUDGE_OPTIONS)
+
+
+@pytest.mark.parametrize("tail", ["\n", " ", ""])
+def test_a_reply_that_a_server_fills_up_to_the_limit_is_read(tail: str):
+    filled = reply(("A", {"A": LN(0.9), "B": LN(0.1)}), *[(tail, {})] * 15)
+    assert two_logprobs(replace(filled, cut=True), JUDGE_OPTIONS)[:2] == (
+        pytest.approx(LN(0.9)),
+        pytest.approx(LN(0.1)),
+    )
