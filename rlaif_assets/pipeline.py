@@ -254,7 +254,10 @@ def failed_steps(events: "Collection[dg.DagsterEvent]") -> str:
             while error is not None and error.cause is not None:
                 error = error.cause
             text = (given.description if given else None) or (error.message.strip() if error else "no message")
-            if error is not None and error.cls_name == "DagsterExecutionInterruptedError":
+            # A signal in the middle of a query reaches DuckDB first.
+            if error is not None and (
+                error.cls_name == "DagsterExecutionInterruptedError" or "Query interrupted" in error.message
+            ):
                 text = "stopped by a signal (SIGTERM); the next run goes on after the last finished asset"
             lines.append(f"{event.step_key}: {text}")
         elif event.event_type_value == "PIPELINE_FAILURE" and not lines:
