@@ -19,7 +19,7 @@ from rlaif_assets import automation, pipeline, ui
 from rlaif_assets.assets.configuration import run_config
 from rlaif_assets.assets.recording import SKIPPED_TAG
 from rlaif_assets.definitions import defs
-from rlaif_assets.feedback.limits import RULES, make_verdict
+from rlaif_assets.feedback.limits import RULES, RULES_SINCE, make_verdict
 from rlaif_assets.instance import QUIET, process_tags
 from rlaif_assets.records import Label
 from rlaif_assets.relabel_lock import relabel_lock
@@ -267,6 +267,7 @@ class Relabelled:
 
     def publish(self, asset: str, key: str, **parts: Any) -> str:
         tables = parts.pop("tables", {})
+        parts.setdefault("code_version", RULES_SINCE)
         record = self.warehouse.publish(SnapshotRecord(asset=asset, key=key, **parts), tables)
         self.warehouse.record_materialization(record.snapshot_id, None, reused=False)
         return record.snapshot_id
@@ -356,6 +357,17 @@ def test_a_set_that_was_never_audited_is_no_reason_to_train(relabelled: Relabell
     relabelled.train(relabelled.labels("one", flipped(0)))
     relabelled.labels("two", flipped(100), mass=None)
     assert "never audited" in relabelled.look()
+
+
+def test_a_set_that_older_rules_audited_is_no_reason_to_train(
+    relabelled: Relabelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relabelled.train(relabelled.labels("one", flipped(0)))
+    relabelled.labels("two", flipped(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(automation, "RULES_SINCE", RULES_SINCE + 1)
+        assert "it was audited by older rules: materialize it anew" in relabelled.look()
+    assert fired(relabelled.look())
 
 
 # Two relabels
