@@ -12,13 +12,11 @@ are drawn by each side for itself, so their mean stands beside the pace. (b) get
 import argparse
 import datetime
 import json
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import ppo
 from benchmarks.labelling import BenchmarkError, run_side
-from benchmarks.marked_page import MarkerError, around_results, put_results
+from benchmarks.marked_page import machine, publish
 from rlaif_assets.ingest.errors import IngestError
 from rlaif_assets.language_models.chat import encode_prompt
 from rlaif_assets.language_models.local import load_model
@@ -132,11 +130,9 @@ def report(chosen: argparse.Namespace) -> str:
             "a": with_generate(folder, prompts, chosen),
             "b": with_distilabel(folder, prompts[: chosen.peer_prompts], chosen),
         }
-    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
-    hardware = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else f"{platform.machine()}, CPU"
     lines = [
-        f"{hardware}, {chosen.threads} threads, float32, Python {platform.python_version()}, {packages}; geometry "
-        f"{chosen.geometry} {json.dumps(ppo.GEOMETRIES[chosen.geometry])}; {datetime.date.today()}.",
+        f"{machine(chosen, 'float32', 'torch', 'transformers')}; geometry {chosen.geometry} "
+        f"{json.dumps(ppo.GEOMETRIES[chosen.geometry])}; {datetime.date.today()}.",
         "",
         "| side | answers | seconds | answers/s | tokens of an answer | ours is faster by | target |",
         "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
@@ -167,15 +163,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> None:
     chosen = parse(words)
-    try:
-        if chosen.markdown:
-            around_results(chosen.markdown, "generation")
-        text = report(chosen)
-    except (BenchmarkError, ppo.BenchmarkError, IngestError, MarkerError) as error:
-        raise SystemExit(str(error)) from error
-    print(text)
-    if chosen.markdown:
-        put_results(chosen.markdown, "generation", text)
+    errors = (BenchmarkError, ppo.BenchmarkError, IngestError)
+    publish("generation", chosen.markdown, lambda: report(chosen), *errors)
 
 
 if __name__ == "__main__":

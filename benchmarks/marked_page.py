@@ -1,5 +1,10 @@
-"""A page that holds a benchmark's results between two marker comments, which it was given by hand."""
+"""A page that holds a benchmark's results between two marker comments, which it was given by hand; and what all tables
+of a race begin with."""
 
+import argparse
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -26,3 +31,26 @@ def put_results(page: Path, name: str, results: str) -> None:
     """Puts the results between the markers and leaves the rest as it is. Raises MarkerError."""
     before, after = around_results(page, name)
     page.write_text(f"{before}\n\n{results}\n\n{after}", encoding="utf-8")
+
+
+def machine(chosen: argparse.Namespace, dtype: str, *packages: str) -> str:
+    """Where a race ran and on what, from its arguments `device` and `threads`."""
+    import torch
+
+    hardware = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else f"{platform.machine()}, CPU"
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return f"{hardware}, {chosen.threads} threads, {dtype}, Python {platform.python_version()}, {versions}"
+
+
+def publish(name: str, page: Path | None, make: Callable[[], str], *errors: type[Exception]) -> None:
+    """Prints what `make` gives, and puts it into the page, whose place is looked for first. `errors` and a page without
+    a place end the program with their text."""
+    try:
+        if page:
+            around_results(page, name)
+        text = make()
+    except (*errors, MarkerError) as error:
+        raise SystemExit(str(error)) from error
+    print(text)
+    if page:
+        put_results(page, name, text)

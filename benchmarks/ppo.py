@@ -19,12 +19,10 @@ import datetime
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from benchmarks.marked_page import MarkerError, around_results, put_results
+from benchmarks.marked_page import machine, publish
 from rlaif_assets.ingest.errors import IngestError
 from rlaif_assets.ingest.prompts import read_prompts
 from rlaif_assets.language_models.chat import encode_prompt
@@ -259,26 +257,16 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> None:
     chosen = parse(words)
-    try:
-        if chosen.markdown:
-            around_results(chosen.markdown, "ppo")
-        if not (chosen.trl / "trl").is_dir():
-            raise BenchmarkError(f"{chosen.trl} has no trl: pip install --no-deps --target {chosen.trl} trl==1.12.0")
-        text = report(chosen)
-    except (BenchmarkError, IngestError, MarkerError) as error:
-        raise SystemExit(str(error)) from error
-    print(text)
-    if chosen.markdown:
-        put_results(chosen.markdown, "ppo", text)
+    publish("ppo", chosen.markdown, lambda: report(chosen), BenchmarkError, IngestError)
 
 
 def report(chosen: argparse.Namespace) -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    hardware = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else f"{platform.machine()}, CPU"
+    if not (chosen.trl / "trl").is_dir():
+        raise BenchmarkError(f"{chosen.trl} has no trl: pip install --no-deps --target {chosen.trl} trl==1.12.0")
     lines = [
-        f"{hardware}, {chosen.threads} threads, {chosen.dtype}, Python {platform.python_version()}, {packages}, trl "
-        f"1.12.0; geometry {chosen.geometry} {json.dumps(GEOMETRIES[chosen.geometry])}; {chosen.rollouts} rollouts an "
-        f"update, median of {chosen.updates}; {datetime.date.today()}.",
+        f"{machine(chosen, chosen.dtype, 'torch', 'transformers')}, trl 1.12.0; geometry {chosen.geometry} "
+        f"{json.dumps(GEOMETRIES[chosen.geometry])}; {chosen.rollouts} rollouts an update, median of {chosen.updates}; "
+        f"{datetime.date.today()}.",
         "",
     ]
     regimes = chosen.regimes.split(",")

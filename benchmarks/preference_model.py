@@ -12,13 +12,11 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from benchmarks.labelling import build_tokenizer
-from benchmarks.marked_page import MarkerError, around_results, put_results
+from benchmarks.marked_page import machine, publish
 from rlaif_assets.ingest.errors import IngestError
 from rlaif_assets.ingest.labelled_pairs import read_labelled_pairs
 from rlaif_assets.records import PreferenceExample
@@ -169,10 +167,8 @@ def report(chosen: argparse.Namespace) -> str:
                     "learning_rate": chosen.learning_rate,
                 }  # fmt: skip
                 runs.append(run_side(request))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
-    hardware = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else f"{platform.machine()}, CPU"
     lines = [
-        f"{hardware}, {chosen.threads} threads, float32, Python {platform.python_version()}, {packages}; Llama "
+        f"{machine(chosen, 'float32', 'torch', 'transformers', 'trl')}; Llama "
         f"{json.dumps(GEOMETRIES[chosen.geometry])}; {found['ours'][0]['pairs']} pairs, {chosen.batch} a step, "
         f"{HELDOUT} held out; {datetime.date.today()}.",
         "",
@@ -216,15 +212,7 @@ def main(words: list[str] | None = None) -> None:
     if chosen.side:
         side(json.loads(chosen.side))
         return
-    try:
-        if chosen.markdown:
-            around_results(chosen.markdown, "preference-model")
-        text = report(chosen)
-    except (BenchmarkError, IngestError, MarkerError) as error:
-        raise SystemExit(str(error)) from error
-    print(text)
-    if chosen.markdown:
-        put_results(chosen.markdown, "preference-model", text)
+    publish("preference-model", chosen.markdown, lambda: report(chosen), BenchmarkError, IngestError)
 
 
 if __name__ == "__main__":

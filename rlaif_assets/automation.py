@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from rlaif_assets.assets.recording import SKIPPED_TAG
-from rlaif_assets.feedback.limits import OLDER_RULES, RULES_SINCE, failed_audits, under_limits
+from rlaif_assets.feedback.limits import refusal
 from rlaif_assets.instance import open_runs
 from rlaif_assets.relabel_lock import RELABEL_TAGS, relabelling
 from rlaif_assets.resources import PROFILE, Storage
@@ -119,11 +119,9 @@ def labels_flipped(context: dg.SensorEvaluationContext, storage: Storage) -> dg.
     told = f"{flips} of {count} labels flipped since the reward model was trained ({share})"
     if flips / count <= limit:
         return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=labels.snapshot_id)
-    verdicts = under_limits(warehouse.rows("verdicts", labels.snapshot_id), PROFILE.audits)
-    failed = failed_audits(verdicts) or ("" if verdicts else "it was never audited")
-    failed = failed or (OLDER_RULES if labels.code_version < RULES_SINCE else "")
-    if failed:
-        return dg.SkipReason(f"{told}, but the preference set failed its audits: {failed}")
+    why = refusal(warehouse.rows("verdicts", labels.snapshot_id), labels.code_version, PROFILE.audits)
+    if why:
+        return dg.SkipReason(f"{told}, but no model may be trained on the preference set: {why}")
     context.log.info(told)
     return dg.SensorResult([dg.RunRequest(tags={"rlaif/why": told})], cursor=labels.snapshot_id)
 

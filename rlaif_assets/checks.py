@@ -12,7 +12,7 @@ import dagster as dg
 
 from rlaif_assets.assets.configuration import AUDITS_CHECK, AuditsCheckConfig
 from rlaif_assets.assets.recording import PASSPORT, user_errors
-from rlaif_assets.feedback.limits import ADVICE, RULES, Rule, measured, setting, under_limits
+from rlaif_assets.feedback.limits import ADVICE, OLDER_RULES, RULES, RULES_SINCE, Rule, measured, setting, under_limits
 from rlaif_assets.resources import Storage
 from rlaif_assets.settings import AuditsSettings
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rlaif_assets.store.warehouse import SnapshotRecord
 
 AUDITED = "harmlessness_preferences"
+NEVER = "never audited"
 CALIBRATION = {"calibration": "reference", "calibration_verdicts": "verdicts"}  # whose numbers in the passport
 
 
@@ -51,9 +52,10 @@ def audits(
         warehouse = storage.warehouse()
         snapshot = warehouse.current(AUDITED)
         stored = warehouse.rows("verdicts", snapshot.snapshot_id) if snapshot else []
-        verdicts = {row["audit"]: row for row in under_limits(stored, config.audits())}
+        older = bool(stored) and snapshot is not None and snapshot.code_version < RULES_SINCE
+        verdicts = {} if older else {row["audit"]: row for row in under_limits(stored, config.audits())}
     for key in context.op_execution_context.selected_asset_check_keys:
-        yield _result(key.name, verdicts.get(key.name), config.audits(), snapshot)
+        yield _result(key.name, verdicts.get(key.name), config.audits(), snapshot, OLDER_RULES if older else NEVER)
 
 
 def _result(
@@ -61,11 +63,13 @@ def _result(
     row: Mapping[str, Any] | None,
     settings: AuditsSettings,
     snapshot: "SnapshotRecord | None",
+    missing: str,
 ) -> dg.AssetCheckResult:
+    """`missing`: what is told where there is no verdict of today's rules."""
     if row is None or snapshot is None:
         severity = dg.AssetCheckSeverity.ERROR if settings.enforce else dg.AssetCheckSeverity.WARN
         return dg.AssetCheckResult(
-            passed=False, asset_key=AUDITED, check_name=name, severity=severity, description="never audited"
+            passed=False, asset_key=AUDITED, check_name=name, severity=severity, description=missing
         )
     stops, advice = row["blocks"] and settings.enforce, RULES[name].advice
     told = row["note"] if row["count"] is None else f"{measured(row)}: {row['note']}"

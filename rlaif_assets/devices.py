@@ -75,6 +75,27 @@ def release_gpu() -> None:
     _held = None
 
 
+def gpu_name(device: str | None) -> str | None:
+    """The device under the number that it has on this machine, where `auto` took one of several."""
+    held = held_gpu()
+    return device if held is None or device is None or not device.startswith("cuda") else f"cuda:{held}"
+
+
+def reset_gpu_memory() -> None:
+    """From here on `gpu_memory` counts."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def gpu_memory(device: str | None) -> dict[str, float]:
+    """The most memory that tensors of this process have had on its GPU, in MiB; nothing without one."""
+    torch = sys.modules.get("torch")
+    if device is None or not device.startswith("cuda") or torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"peak_gpu_memory_mb": torch.cuda.max_memory_allocated() / 2**20}
+
+
 def gpu_tags(device: str, processes: int) -> dict[str, object]:
     """Op tags by which a step launcher on Kubernetes or Ray gives a step its GPUs; none where it is to use the CPU."""
     if device == "cpu":

@@ -19,6 +19,7 @@ from rlaif_assets import automation, pipeline, ui
 from rlaif_assets.assets.configuration import run_config
 from rlaif_assets.assets.recording import SKIPPED_TAG
 from rlaif_assets.definitions import defs
+from rlaif_assets.feedback import limits
 from rlaif_assets.feedback.limits import RULES, RULES_SINCE, make_verdict
 from rlaif_assets.instance import QUIET, process_tags
 from rlaif_assets.records import Label
@@ -348,7 +349,7 @@ def test_training_is_never_asked_for_after_a_failed_gate(
     relabelled.labels("two", flipped(100), mass=0.2)
     assert "letter_mass (0.2, limit 0.5 by audits.min_mass)" in relabelled.look()
     monkeypatch.setattr(automation, "PROFILE", apply_overrides(automation.PROFILE, ["audits.enforce=false"]))
-    assert "failed its audits" in relabelled.look()  # whoever overrides the gate starts the training as well
+    assert "failed audits: letter_mass" in relabelled.look()  # whoever overrides the gate starts the training as well
     monkeypatch.setattr(automation, "PROFILE", apply_overrides(automation.PROFILE, ["audits.min_mass=0.1"]))
     assert fired(relabelled.look())
 
@@ -365,7 +366,7 @@ def test_a_set_that_older_rules_audited_is_no_reason_to_train(
     relabelled.train(relabelled.labels("one", flipped(0)))
     relabelled.labels("two", flipped(100))
     with monkeypatch.context() as patch:
-        patch.setattr(automation, "RULES_SINCE", RULES_SINCE + 1)
+        patch.setattr(limits, "RULES_SINCE", RULES_SINCE + 1)
         assert "it was audited by older rules: materialize it anew" in relabelled.look()
     assert fired(relabelled.look())
 

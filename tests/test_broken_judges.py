@@ -13,7 +13,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from rlaif_assets.assets import recording, step3_preferences
+from rlaif_assets import checks
+from rlaif_assets.assets import step3_preferences
+from rlaif_assets.feedback import limits
 from rlaif_assets.feedback.judge import Outcomes, Reading
 from rlaif_assets.feedback.limits import RULES
 from rlaif_assets.language_models.local import Conversation
@@ -133,10 +135,13 @@ def test_a_sound_judge_passes_the_same_gate(judged: Home, monkeypatch: pytest.Mo
     blocked = [row for row in evaluations(result).values() if not row.passed and row.severity.value == "ERROR"]
     assert blocked == [] and "reward_model" in metadata(result)
     with monkeypatch.context() as patch:  # the set of a home that an earlier version made
-        patch.setattr(recording, "RULES_SINCE", 10_000)
+        patch.setattr(limits, "RULES_SINCE", 10_000)
         older = judged.run(["reward_model"], "reward_model.epochs=0.5")
         assert not older.success and "it was audited by older rules: materialize it anew" in failure(older)
         assert judged.run(["reward_model"], "reward_model.epochs=0.5", "audits.enforce=false").success
+        patch.setattr(checks, "RULES_SINCE", 10_000)
+        told = evaluations(judge_with(judged, patch, "sound", sound))
+        assert {str(found.description) for found in told.values()} == {limits.OLDER_RULES}
 
 
 def test_an_override_is_recorded_and_every_check_warns(judged: Home, monkeypatch: pytest.MonkeyPatch) -> None:

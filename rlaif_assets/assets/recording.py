@@ -8,7 +8,6 @@ import base64
 import dataclasses
 import resource
 import shutil
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,8 +21,8 @@ import dagster as dg
 from pydantic import BaseModel
 
 from rlaif_assets.assets.progress import make_progress
-from rlaif_assets.devices import held_gpu
-from rlaif_assets.feedback.limits import ADVICE, OLDER_RULES, RULES_SINCE, failed_audits, under_limits
+from rlaif_assets.devices import gpu_memory, gpu_name, reset_gpu_memory
+from rlaif_assets.feedback.limits import ADVICE, refusal
 from rlaif_assets.instance import tag_run
 from rlaif_assets.records import Judgement, Label, Prompt, Rejection
 from rlaif_assets.resources import Compute, Storage, Tracking
@@ -147,22 +146,12 @@ class Stage:
     def require_passed_audits(self, asset: str, audits: AuditsSettings) -> None:
         """The gate that holds across runs: raises Failure unless every verdict on this input is there and passes under
         these limits, whichever it was audited under."""
+        record = self.inputs[asset]
         with user_errors():
-            verdicts = under_limits(self.warehouse.rows("verdicts", self.inputs[asset].snapshot_id), audits)
-        failed = failed_audits(verdicts)
-        older = self.inputs[asset].code_version < RULES_SINCE
-        if audits.enforce and (failed or not verdicts or older):
-            raise dg.Failure(
-                f"{self.asset} refuses {asset} {self.inputs[asset].snapshot_id}: "
-                + (
-                    f"failed audits: {failed}. {ADVICE}"
-                    if failed
-                    else OLDER_RULES
-                    if verdicts
-                    else f"it was never audited; materialize {asset} anew"
-                ),
-                allow_retries=False,
-            )
+            stored = self.warehouse.rows("verdicts", record.snapshot_id)
+        why = refusal(stored, record.code_version, audits)
+        if audits.enforce and why:
+            raise dg.Failure(f"{self.asset} refuses {asset} {record.snapshot_id}: {why}. {ADVICE}", allow_retries=False)
 
     def passport_id(self, asset: str) -> str | None:
         """The passport that this input's labels carry."""
@@ -465,27 +454,6 @@ def code_state() -> tuple[str | None, bool | None]:
 def peak_memory_mb() -> float:
     """The most memory that this process has had, in MiB (kernel's figure in KiB on Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def reset_gpu_memory() -> None:
-    """From here on `gpu_memory` counts."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def gpu_memory(device: str | None) -> dict[str, float]:
-    """The most memory that tensors of this process have had on its GPU, in MiB; nothing without one."""
-    torch = sys.modules.get("torch")
-    if device is None or not device.startswith("cuda") or torch is None or not torch.cuda.is_initialized():
-        return {}
-    return {"peak_gpu_memory_mb": torch.cuda.max_memory_allocated() / 2**20}
-
-
-def gpu_name(device: str | None) -> str | None:
-    """The device under the number that it has on this machine, where `auto` took one of several."""
-    held = held_gpu()
-    return device if held is None or device is None or not device.startswith("cuda") else f"cuda:{held}"
 
 
 def as_records(record: type[Row], rows: Iterable[Mapping[str, Any]]) -> list[Row]:

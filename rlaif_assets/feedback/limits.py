@@ -221,6 +221,17 @@ def failed_audits(verdicts: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(f"{row['audit']} ({measured(row)})" for row in verdicts if row["blocks"] and not row["passed"])
 
 
+def refusal(stored: Sequence[Mapping[str, Any]], code_version: int, settings: AuditsSettings) -> str:
+    """Why no model may be trained on a preference set of this code version and these stored verdicts; empty where one
+    may. Whether that is enforced is the caller's."""
+    if not stored:
+        return "it was never audited; materialize it anew"
+    if code_version < RULES_SINCE:
+        return OLDER_RULES
+    failed = failed_audits(under_limits(stored, settings))
+    return f"failed audits: {failed}" if failed else ""
+
+
 def measured(row: Mapping[str, Any]) -> str:
     """`0.61, limit 0.4 by audits.max_flip_rate`."""
     value = "nothing to measure" if row["value"] is None else f"{row['value']:.6g}"

@@ -107,8 +107,7 @@ def work(folder: Path) -> None:
     job: PpoJob = pickle.loads((folder / "job.pickle").read_bytes())
     _end_with(job.parent, folder)
     world = join(cpu=job.compute.device == "cpu" or not _has_gpu())
-    device = world.device if world.device != "cpu" else "cpu"
-    compute = job.compute.model_copy(update={"device": device, **_shares(job.compute)})
+    compute = job.compute.model_copy(update={"device": world.device, **_shares(job.compute)})
 
     def log(metrics: dict[str, float], update: int) -> None:
         with (folder / LOG).open("a", encoding="utf-8") as lines:

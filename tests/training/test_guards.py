@@ -10,7 +10,6 @@ import torch
 from rlaif_assets.settings import PpoPolicySettings
 from rlaif_assets.training.guards import boilerplate, findings, standing
 from rlaif_assets.training.rewards import Reward
-from tests.tiny_models import tiny_model
 from tests.training.test_ppo import COMPUTE, Trained, equal_weights, tiny_reward_model, weights
 
 SETTINGS = PpoPolicySettings(guard_window=2)
@@ -78,11 +77,6 @@ def falling() -> Reward:
         return np.arange(len(texts)) / 10 - len(calls)
 
     return Reward("falling", rate, 0.0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama", tmp_path_factory.mktemp("policy"))
 
 
 def test_a_guard_stops_the_training_and_the_best_policy_is_kept(policy: Path, tmp_path: Path) -> None:

@@ -89,16 +89,6 @@ class Trained:
         )
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama", tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_reward_model("llama", tmp_path_factory.mktemp("reward"))
-
-
 def measured(kind: Kind, tmp_path: Path, temperature: float = 0.7) -> tuple[Rollouts, Any, Any, ppo.ValueModel]:
     """Rollouts with random advantages and returns, the policy, a different reference, a value model."""
     settings = SETTINGS.model_copy(update={"temperature": temperature})

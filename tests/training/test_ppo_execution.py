@@ -32,16 +32,6 @@ def killed_at(update: int) -> Any:
     return log
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama", tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_reward_model("llama", tmp_path_factory.mktemp("reward"))
-
-
 def texts(run: Trained) -> list[str]:
     return [row["text"] for row in run.result.rollouts]
 

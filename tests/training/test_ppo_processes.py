@@ -15,7 +15,6 @@ from rlaif_assets.training.ppo import PpoResult
 from rlaif_assets.training.ppo_processes import PpoJob, train_in_processes
 from rlaif_assets.training.rewards import RewardSource
 from rlaif_assets.training.world import World
-from tests.tiny_models import tiny_model
 from tests.training.gradient_process import BATCHES
 from tests.training.test_ppo import (
     COMPUTE,
@@ -25,22 +24,11 @@ from tests.training.test_ppo import (
     Trained,
     gradients,
     measured,
-    tiny_reward_model,
     weights,
 )
 
 TWO = COMPUTE.model_copy(update={"processes": 2, "device": "cpu"})
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama", tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_reward_model("llama", tmp_path_factory.mktemp("reward"))
 
 
 class StoppedError(Exception):

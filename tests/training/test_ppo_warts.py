@@ -25,20 +25,9 @@ from tests.training.test_ppo import (
     Trained,
     gradients,
     measured,
-    tiny_reward_model,
     two_armed,
     weights,
 )
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama", tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_reward_model("llama", tmp_path_factory.mktemp("reward"))
 
 
 def counted_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
