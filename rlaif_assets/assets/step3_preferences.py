@@ -70,7 +70,7 @@ def response_pairs(
     kinds={"duckdb", "huggingface"},
     pool=POOL,
     op_tags=ON_GPU,
-    code_version="9",
+    code_version="10",
     metadata=table_metadata("labels", Label),
     output_required=False,
     freshness_policy=dg.FreshnessPolicy.time_window(timedelta(days=PROFILE.relabel.overdue_after_days)),

@@ -16,7 +16,8 @@ BOOTSTRAP = 2000
 def agreement_metrics(probes: Sequence[AuditProbe], pairs: Mapping[str, Pair]) -> dict[str, Any]:
     """How well the probes' labels (`other`) agree with people (`p_a`); `pairs` by id hold the texts.
 
-    pairs: how many have a label; decided: those about which people were not at 0.5, on which the shares are read.
+    pairs: how many have a label; decided: those about which people were not at 0.5, on which the shares are read;
+    prompts: of how many prompts those are.
     agreement, shorter, longer: share of decided pairs on which the label, "the shorter text wins" and "the longer text
     wins" choose the people's response; an exact tie counts half. interval: 95% of agreement. margin, margin_interval:
     agreement less that of the better length rule, pair by pair. Intervals are bootstraps that draw whole prompts.
@@ -36,6 +37,7 @@ def agreement_metrics(probes: Sequence[AuditProbe], pairs: Mapping[str, Pair]) -
     found: dict[str, Any] = {
         "pairs": len(rows),
         "decided": len(decided),
+        "prompts": len(set(prompts)),
         "agreement": _mean(hits),
         "interval": _interval(prompts, hits),
         **{name: _mean(values) for name, values in rules.items()},

@@ -23,6 +23,7 @@ MAX_GAP = float(RULES["verdict_reaches_label"].limit)
 UNDECIDED = (0.45, 0.55)
 # Labels of the judge among people's, below which there is nothing to tell a judge by.
 FEW, FEW_SHARE, TOO_FEW = 20, 0.05, 8
+FEW_PROMPTS = 10  # below which a bootstrap over prompts is too narrow
 PEOPLE = {
     "": "no labels of people are given (audits.reference)",
     "_verdicts": "no verdict of a person is about a pair of this home (human_verdicts)",
@@ -127,10 +128,14 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _sure_flips(labels: Sequence[Label], by_id: Mapping[str, Judgement]) -> Measured:
+    """Nothing is measured, which fails, where more than half of the labels have an order that chooses neither."""
     sure = [label for label in labels if label.flipped is not None]
-    _, high = _interval([_certainty(label, by_id) for label in sure], [bool(label.flipped) for label in sure])
-    count = sum(bool(label.flipped) for label in sure)
-    return high, len(sure), f"{_of(count, len(sure))} with a choice in both orders flipped"
+    certainty, hits = [_certainty(label, by_id) for label in sure], [bool(label.flipped) for label in sure]
+    told = f"{_shares(hits, certainty)} with a choice in both orders flipped"
+    asked = sum(label.orders == "both" for label in labels)
+    if 2 * len(sure) < asked:
+        return None, len(sure), f"{told}; only {len(sure)} of {asked} have one"
+    return _interval(certainty, hits)[1], len(sure), told
 
 
 def _certainty(label: Label, by_id: Mapping[str, Judgement]) -> float:
@@ -175,13 +180,14 @@ def _swapped(probes: Sequence[AuditProbe], asked: int) -> Measured:
     """The second number belongs to the other response, so that a label that follows the texts turns."""
     stayed, certainty = _choices(probes, turned=False)
     value = _weighted(certainty, stayed) if 2 * len(probes) >= asked else None
-    return value, len(probes), f"{_of(sum(stayed), len(stayed))} stayed with exchanged texts{_answered(probes, asked)}"
+    told = f"{_shares(stayed, certainty)} stayed with exchanged texts{_answered(probes, asked)}"
+    return value, len(probes), told
 
 
 def _turned(probes: Sequence[AuditProbe], asked: int) -> Measured:
     turned, certainty = _choices(probes, turned=True)
     low = _interval(certainty, turned)[0] if 2 * len(probes) >= asked else None
-    return low, len(probes), f"{_of(sum(turned), len(turned))} turned under the opposite{_answered(probes, asked)}"
+    return low, len(probes), f"{_shares(turned, certainty)} turned under the opposite{_answered(probes, asked)}"
 
 
 def _answered(probes: Sequence[AuditProbe], asked: int) -> str:
@@ -231,6 +237,8 @@ def _against_people(which: str, probes: Mapping[str, Sequence[AuditProbe]], evid
         low, high = found["interval"]
         told += f": {found['agreement']:.1%} [{low:.1%}, {high:.1%}] agree; the shorter text wins on "
         told += f"{found['shorter']:.1%}, the longer on {found['longer']:.1%}"
+        if found["prompts"] < FEW_PROMPTS:
+            told += f"; {found['prompts']} prompts are too few for the interval to be trusted"
     enough = found["decided"] and 2 * found["decided"] >= len(pairs)
     margin = found["margin_interval"][0] if enough else None
     calibrated = f"Brier score {found['brier']:.3f} of {found['pairs']} labels" if found["pairs"] else "no label"
@@ -248,6 +256,11 @@ def _length_correlation(labels: Sequence[Label], pairs: Sequence[Pair]) -> Measu
     low, high = found.confidence_interval(0.95)
     note = f"{found.statistic:+.3f} [{low:+.3f}, {high:+.3f}], p = {found.pvalue:.2g}, of {len(rows)} labels"
     return abs(float(found.statistic)), len(rows), note
+
+
+def _shares(hits: Sequence[bool], certainty: Sequence[float]) -> str:
+    share = _weighted(certainty, hits)
+    return _of(sum(hits), len(hits)) + ("" if share is None else f", {share:.1%} by certainty,")
 
 
 def _of(count: int, total: int) -> str:

@@ -36,7 +36,7 @@ class Rule:
         return self.blocks == "always" or self.blocks_from is not None or self.blocks_past is not None
 
 
-RULES_SINCE = 9
+RULES_SINCE = 10
 """The code version of the preference set from which its stored verdicts are of these rules."""
 OLDER_RULES = "it was audited by older rules: materialize it anew (nothing is judged again)"
 ADVICE = "To train nevertheless move the limit, or --set audits.enforce=false (recorded with the model)."
@@ -56,7 +56,8 @@ RULES: dict[str, Rule] = {
     ),
     "position_flip_rate": Rule(
         "Share of labels whose two orders choose different responses, weighted by certainty: the upper end of its 95% "
-        "interval. A judge that looks at the position alone has 1, one that answers by chance 0.5.",
+        "interval. A judge that looks at the position alone has 1, one that answers by chance 0.5. Not measured where "
+        "an order chooses neither response in more than half of the labels.",
         "take a stronger judge, move the principle (principle_position), give it worked examples (few_shot), or give "
         "more pairs where the interval is wide",
         "max_flip_rate",
@@ -89,7 +90,8 @@ RULES: dict[str, Rule] = {
         "declares for it, weighted by certainty: the lower end of its 95% interval. A judge that ignores the principle "
         "has 0, chance 0.5.",
         "the judge does not read the principle: move it (principle_position), take another judge, or ask about more "
-        "pairs (probe_pairs) where the interval is wide",
+        "pairs (probe_pairs) where the interval is wide; where it refuses to answer (rejected_rows), declare an "
+        "opposite that it answers",
         "min_turned",
         at_least=True,
     ),

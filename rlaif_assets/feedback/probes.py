@@ -117,10 +117,11 @@ def probe_judge(
             [row for probing, made in found if (probing.audit, probing.side) == (audit, side) for row in made]
             for side in ("p_a", "other")
         )
+        both_asked = any((probing.audit, probing.side) == (audit, "p_a") for probing in probings)
         if audit == "agreement" and reference is not None:
             rows += against_people(audit, reference.people, after)
         else:
-            rows += _compared(audit, before or own, after)
+            rows += _compared(audit, before if both_asked else own, after)
     return rows
 
 

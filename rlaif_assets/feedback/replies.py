@@ -16,7 +16,7 @@ from rlaif_assets.language_models.errors import EndpointError, QuestionError
 MAX_DOUBT = 0.05
 ROUNDING = 1e-3
 LEAST_MASS = 1e-6  # servers write a very small probability as exp(-9999)
-RULES_VERSION = 6  # of what is read from a reply: part of the judges' fingerprints
+RULES_VERSION = 7  # of what is read from a reply: part of the judges' fingerprints
 
 RESTATED = 20  # characters of an option's text after its name that show that a reply repeats it
 _NOUN = r"(?:option|response|answer|assistant|choice)"
@@ -26,13 +26,14 @@ _MARK = r"\s()\[\]{}\uff08\uff09\u3010\u3011*#_>`\"'\u2018\u2019\u201c\u201d:\uf
 _MARKS = rf"[{_MARK}]*"
 _CLOSING = re.compile(r"(?:[.\u3002!]?[)\]}\uff09\u3011*\"'\u2019\u201d`_]+)*")
 _THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
+_BOX = re.compile(r"\$?\\boxed\{|\}\$")
 # What may stand before a name so that it is chosen: words that choose it. And what after it: a reply may be cut off.
 _LEAD = re.compile(
-    rf"{_MARKS}(?:sure[!,.]?{_MARKS})?(?:(?:so|thus|therefore|hence|"
+    rf"{_MARKS}(?:json{_MARKS}|sure[!,.]?{_MARKS})?(?:(?:so|thus|therefore|hence|"
     rf"(?:based on|given|according to) (?:the |this |that )?(?:given |above )?"
     rf"(?:principle|criteri(?:on|a)|question)),?\s+)?"
     rf"(?:i (?:think|believe)(?: that)?\s+)?(?:"
-    rf"(?:(?:the|my)\s+)?(?:(?:final|{_BETTER})\s+)?(?:{_NOUN}|verdict|pick|preference|rating|score|one)"
+    rf"(?:(?:the|my)\s+)?(?:(?:final|{_BETTER})[\s_]+)?(?:{_NOUN}|verdict|winner|pick|preference|rating|score|one)"
     rf"(?:\s+(?:is|would be|should be)\b|(?={_MARKS}:))|"
     rf"i(?:'d|'ll|\u2019d|\u2019ll| would| will| must| have to)?\s+"
     rf"(?:choose|pick|select|prefer|go with|rate (?:it|this)(?: {_NOUN})?(?: an?)?)|"
@@ -46,11 +47,12 @@ _REASON = r"[,:;(\u2013\u2014-]?\s*(?:because|since)\b"
 _BELOW = (
     rf"[^\S\n]*\n\s*(?:{_MARKS}(?:because|since|explanation|reason(?:s|ing)?|rationale|justification|human|user)\b)"
 )
-_STOPS = re.compile(rf"\s*(?:[.!\u3002]?\s*$|{_REASON}|[.!]?{_BELOW})", re.IGNORECASE)
+_JSON_REASON = r",\s*\"(?:reason(?:ing)?|explanation|rationale|justification)\"\s*:"
+_STOPS = re.compile(rf"\s*(?:[.!\u3002]?\s*$|{_REASON}|[.!]?{_BELOW}|{_JSON_REASON})", re.IGNORECASE)
 _ENDS = re.compile(rf"{_STOPS.pattern}|\s*,?\s*as (?:it|this|that)\b|[.!]?[^\S\n]*\n", re.IGNORECASE)
 _PRAISE = re.compile(
     rf"\s+(?:is|would be)\s+(?:clearly\s+|much\s+)?(?:(?:the|my)\s+)?"
-    rf"(?:{_BETTER}(?:\s+(?:{_NOUN}|one))?|{_NOUN})[.!]?\s*$",
+    rf"(?:{_BETTER}(?:\s+(?:{_NOUN}|one))?|{_NOUN})(?:[.!]?\s*$|,?\s*(?:because|since)\b)",
     re.IGNORECASE,
 )
 _AGAIN = re.compile(r"[.!]?[^\S\n]*\n\s*(\S.*)", re.DOTALL)
@@ -87,9 +89,19 @@ class OptionMasses:
 
 def chosen_by(reply: Reply, options: Sequence[str], question: str = "") -> tuple[str, int] | None:
     """`chosen_option` of the reply's text; None where a limit cut it off at the name, which may be the beginning of a
-    word or of a comparison."""
+    word, or within the words that choose it."""
     found = chosen_option(reply.text, options, question)
-    return None if found and reply.cut and found[1] + len(found[0]) == len(reply.text) else found
+    if found is None or not reply.cut:
+        return found
+    at_name = found[1] + len(found[0]) == len(reply.text)
+    return None if at_name or _ends_in_praise(reply.text, found) else found
+
+
+def _ends_in_praise(text: str, found: tuple[str, int]) -> bool:
+    """ "(B) is better", without a full stop: "than a lie", and "when one wants to do harm", may have been cut off."""
+    tail = text[found[1] + len(found[0]) :]
+    praise = _PRAISE.match(tail[_closing(tail) :])
+    return praise is not None and text[-1].isalpha() and _closing(tail) + praise.end() == len(tail)
 
 
 def chosen_option(text: str, options: Sequence[str], question: str = "") -> tuple[str, int] | None:
@@ -97,16 +109,18 @@ def chosen_option(text: str, options: Sequence[str], question: str = "") -> tupl
     something else about the one that it names.
 
     Read is a name in any brackets or marks: alone or with a reason ("A.", "(B) because"); after words of choosing
-    alone ("The answer is A", "I choose option B"); before words of choosing that end the reply ("(B) is better."); or
-    followed by nothing but its own text in the `question`, "(B) " before it there. Denials, remarks, headings ("(A)
-    tells how", "A: Harmful", "A" above a line that is not called a reason) choose nothing: a reply may be cut off
-    before the other option. Neither does what is called harmful or safe: the principle may ask for either. Letters and
+    alone ("The answer is A", "I choose option B", '{"answer": "A"}'); before words of choosing that end the reply or a
+    reason follows ("(B) is better."); or followed by nothing but its own text in the `question`, "(B) " before it
+    there. A name in LaTeX's box is read as one in brackets. Denials, remarks, headings ("(A) tells how", "A: Harmful",
+    "A" above a line that is not called a reason) choose nothing: a reply may be cut off before the other option.
+    Neither does what is called harmful or safe: the principle may ask for either. Letters and
     signs of other scripts around a name may deny it. An "A" that is an article is no name.
     """
     thought = _THOUGHT.match(text)
     if thought:
         found_after = chosen_option(text[thought.end() :], options, question)
         return found_after and (found_after[0], found_after[1] + thought.end())
+    text = _BOX.sub(lambda box: " " * len(box[0]), text)
     for option in options:
         repeated = re.match(rf"{_MARKS}{re.escape(option)}\)?\s+(\S.*)", text, re.DOTALL)
         said = " ".join(repeated[1].split()) if repeated else ""
@@ -240,8 +254,8 @@ def _deciding_token(reply: Reply, options: Sequence[str], question: str) -> Repl
     ends = accumulate(len(token.text) for token in reply.tokens)
     at = next(i for i, end in enumerate(ends) if chosen[1] < end)
     token = reply.tokens[at]
-    if reply.cut and at == len(reply.tokens) - 1:
-        raise QuestionError(f"a limit cut the reply off at the name (finish_reason length): '{_line(text)}'")
+    if reply.cut and (at == len(reply.tokens) - 1 or _ends_in_praise(text, chosen)):
+        raise QuestionError(f"a limit cut the reply off within its choice (finish_reason length): '{_line(text)}'")
     if _option_of(token.text, options) != chosen[0]:
         raise QuestionError(f"the token '{token.text}' names an option and more: it cannot be read")
     if not token.alternatives:

@@ -113,6 +113,15 @@ def test_few_flips_of_few_labels_do_not_clear_a_judge():
         assert found["passed"] is passed and found["value"] > flips / 20
 
 
+def test_a_judge_that_chooses_in_one_order_alone_is_not_let_off():
+    """An order at exactly 0.5 cannot flip: a judge that answers in 2 of 20 labels would show no flip."""
+    for tied, passed in ((10, True), (11, False)):
+        judgements = make_judgements([(0.9, 0.5)] * tied + [(0.9, 0.9)] * (20 - tied))
+        found = verdicts_of(Evidence(make_labels(judgements), judgements, PAIRS))["position_flip_rate"]
+        assert found["passed"] is passed and (found["value"] is None) is not passed
+    assert found["note"].endswith("with a choice in both orders flipped; only 9 of 20 have one")
+
+
 def test_constant_labels():
     judgements = make_judgements([(0.7, 0.7)] * 20)
     assert failed(make_labels(judgements), judgements) == ["labels_vary"]

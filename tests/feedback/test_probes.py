@@ -94,6 +94,20 @@ def test_a_declared_opposite_is_asked_beside_its_principle():
     assert drawn == {"k", "k2"}  # those without an opposite are not asked
 
 
+def test_what_was_refused_under_a_principle_is_not_compared_with_another_ones_label():
+    """The label was made under "p", the opposite is that of "k", whose own side nobody answered."""
+    other = JudgingPrinciple("p", "polite", "Choose the polite one.", None)
+    both = JudgingConstitution((other, KIND), ())
+    own = stored(FakeModel(logprobs=follows), JudgingConstitution((other,), ()))
+
+    def label(probings: Sequence[Probing]) -> list[list[Label]]:
+        made = label_with(FakeModel(logprobs=follows))(probings)
+        return [[] if one.side == "p_a" else rows for one, rows in zip(probings, made, strict=True)]
+
+    found = probe_judge(label, both, BY_ID, PAIRS, own, 12)
+    assert {probe.audit for probe in found} <= {"texts_swap"}
+
+
 def test_without_one_another_principle_is_asked():
     model = FakeModel()
     found = probes(model, JUDGING, 5)

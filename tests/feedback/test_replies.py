@@ -45,6 +45,18 @@ def reply(*tokens: tuple[str, Mapping[str, float | None]], own: float | None = -
         ("(B) because (it is) kinder", "B"),
         ("A.\nIt is kinder.", None),
         ("(B) is better", "B"),
+        ("(B) is better because it is kinder.", "B"),
+        ("(B) is the better response, since it declines", "B"),
+        ("(B) is better because it is kinder than (A).", None),
+        ('{"answer": "A"}', "A"),
+        ('{"better_response": "B", "reason": "It is kinder."}', "B"),
+        ('{"answer": "A", "score": 1}', None),
+        ('{"worse": "A"}', None),
+        ('```json\n{"answer": "B"}\n```', "B"),
+        ("\\boxed{A}", "A"),
+        ("The answer is $\\boxed{B}$.", "B"),
+        ("\\boxed{A} or \\boxed{B}", None),
+        ("Not \\boxed{A}", None),
         ("Response A is clearly the better one.", "A"),
         ("(B) is less harmful.", None),
         ("(B) is my choice", "B"),
@@ -384,18 +396,30 @@ def test_votes_are_smoothed_and_invalid_ones_take_from_the_mass() -> None:
         ("A", None),
         ("(A)", ("A", 1)),
         ("The answer is A.", ("A", 14)),
+        ("(A) is better", None),
+        ("(A) is the better response", None),
+        ("(A) is better.", ("A", 1)),
+        ("(A) is better because it", ("A", 1)),
     ],
 )
-def test_a_reply_that_a_limit_cut_off_at_the_name_chooses_nothing(text: str, cut: tuple[str, int] | None):
-    ended = reply((text[:-1], {}), (text[-1], {"A": LN(0.9), "B": LN(0.1)}))
+def test_a_reply_that_a_limit_cut_off_within_its_choice_chooses_nothing(text: str, cut: tuple[str, int] | None):
+    ended = reply(*[(letter, {"A": LN(0.9), "B": LN(0.1)} if letter == "A" else {}) for letter in text])
     assert chosen_by(ended, JUDGE_OPTIONS) == ("A", text.index("A"))
     assert chosen_by(replace(ended, cut=True), JUDGE_OPTIONS) == cut
+    if cut is None:
+        with pytest.raises(QuestionError, match="a limit cut the reply off within its choice"):
+            two_logprobs(replace(ended, cut=True), JUDGE_OPTIONS)
+    else:
+        assert two_logprobs(replace(ended, cut=True), JUDGE_OPTIONS)[:2] == (
+            pytest.approx(LN(0.9)),
+            pytest.approx(LN(0.1)),
+        )
 
 
 def test_log_probabilities_at_a_name_where_a_limit_cut_the_reply_off_are_refused():
     ended = reply(("I choose ", {}), ("A", {"A": LN(0.9), "B": LN(0.1)}))
     assert two_logprobs(ended, JUDGE_OPTIONS)[:2] == (pytest.approx(LN(0.9)), pytest.approx(LN(0.1)))
-    with pytest.raises(QuestionError, match="a limit cut the reply off at the name"):
+    with pytest.raises(QuestionError, match="a limit cut the reply off within its choice"):
         two_logprobs(replace(ended, cut=True), JUDGE_OPTIONS)
 
 
