@@ -283,6 +283,9 @@ class RewardModelSettings(Settings):
     pretrain: bool = Field(
         default=True, description="start from pmp_checkpoint; false starts from base_model (ablation)"
     )
+    labels: Literal["soft", "hard"] = Field(
+        default="soft", description="AI labels as they are, or rounded to 0 or 1 (ablation)"
+    )
     seed: Seed = 0
 
 

@@ -4,6 +4,7 @@ Pre-training pairs of community votes become examples in `pmp`; tokens and losse
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from rlaif_assets.records import (
@@ -77,6 +78,14 @@ def sft_examples(
         SftExample(revision.revision_id, prompts[revision.prompt_id].messages, revision.text, "revision")
         for revision in revisions
     ] + [SftExample(answer.answer_id, prompts[answer.prompt_id].messages, answer.text, "helpful") for answer in helpful]
+
+
+def hard_labels(labels: Sequence[Label]) -> list[Label]:
+    """AI labels rounded to the response that they choose; 0.5 chooses none and stays. People's are left as they are."""
+    return [
+        replace(label, p_a=float(label.p_a > 0.5)) if label.source == "ai" and label.p_a != 0.5 else label
+        for label in labels
+    ]
 
 
 def label_examples(

@@ -33,7 +33,7 @@ def train_reward_model(
     progress: Callable[[str, int, int], None] | None = None,
     half: Half | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Trains from the folder `start` on soft labels and comparisons together and saves the model in `output`.
+    """Trains from the folder `start` on labels and comparisons together and saves the model in `output`.
 
     With `half` on that half of both alone: two models that share no conversation (HH, Bai et al. 2022a, section 4.2).
 
@@ -41,6 +41,7 @@ def train_reward_model(
     and one row {row_id, role, source} per example used. `prompts` are those that `pairs` answer. Raises TrainingError.
     """
     by_id = examples.prompts_by_id(prompts)
+    labels = examples.hard_labels(labels) if settings.labels == "hard" else labels
     rows = examples.label_examples(labels, pairs, by_id, {"ai": settings.ai_weight, "human": settings.human_weight})
     rows += examples.comparison_examples(comparisons, settings.human_weight)
     if half is not None:

@@ -1,7 +1,7 @@
 """What is imitated: which revisions, and none that was cut off."""
 
-from rlaif_assets.records import Rejection, Revision
-from rlaif_assets.training.examples import finished_revisions, revisions_to_imitate
+from rlaif_assets.records import Label, Rejection, Revision
+from rlaif_assets.training.examples import finished_revisions, hard_labels, revisions_to_imitate
 
 
 def revision(prompt: str, round: int, finished: bool = True) -> Revision:
@@ -35,3 +35,9 @@ def test_of_the_first_rounds_only_those_are_imitated():
         ("final", 1): [1], ("final", 2): [2], ("final", 9): [3], ("final", None): [3],
         ("all", 1): [1], ("all", 2): [1, 2], ("all", 9): [1, 2, 3], ("all", None): [1, 2, 3],
     }  # fmt: skip
+
+
+def test_hard_labels_are_the_choices_of_the_judge_alone():
+    rows = [Label(f"l{i}", f"p{i}", None, p_a, (), None, "ai", "judge") for i, p_a in enumerate((0.51, 0.2, 0.5))]
+    people = Label("l3", "p3", None, 0.7, (), None, "human", "ann")
+    assert [row.p_a for row in hard_labels([*rows, people])] == [1.0, 0.0, 0.5, 0.7]

@@ -1,9 +1,13 @@
 """From rows of the store to a reward model: what was trained on, what was dropped, what is scored."""
 
 from pathlib import Path
+from typing import Any
 
-from rlaif_assets.records import Comparison, Label, Message, Pair, Prompt
+import pytest
+
+from rlaif_assets.records import Comparison, Label, Message, Pair, PreferenceExample, Prompt
 from rlaif_assets.settings import ComputeSettings, RewardModelSettings
+from rlaif_assets.training import reward_model
 from rlaif_assets.training.examples import dropped_rows
 from rlaif_assets.training.reward_model import train_reward_model
 from tests.tiny_models import CONTEXT, tiny_model
@@ -28,3 +32,21 @@ def test_rows_that_are_too_long_are_told_apart_and_scored_without_their_beginnin
     assert all("64 tokens" in row.reason for row in refused)
     assert {row["row_id"] for row in used} == {f"{kind}{i}" for kind in ("label", "comparison") for i in range(3)}
     assert metrics["normalisation"]["spread"] > 0
+
+
+def test_the_setting_decides_whether_labels_are_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [Prompt("p", MESSAGES, "train", "harmless", "test")]
+    pairs = [Pair("pair", "p", "a", "b", "Water them early.", "No.", 0, 0, 1)]
+    labels = [Label("label", "pair", "x", 0.6, (), None, "ai", "judge")]
+    seen: list[float] = []
+
+    def stop(start: Path, train: list[PreferenceExample], *_: Any, **__: Any) -> None:
+        seen.extend(row.p_a for row in train)
+        raise InterruptedError
+
+    monkeypatch.setattr(reward_model, "train_preference_model", stop)
+    for choice in ("soft", "hard"):
+        settings = RewardModelSettings(heldout_share=0.0, labels=choice)
+        with pytest.raises(InterruptedError):
+            train_reward_model(tmp_path, labels, pairs, prompts, [], settings, tmp_path, ComputeSettings(), print)
+    assert seen == [0.6, 1.0]
