@@ -128,7 +128,8 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], split: str = "test") -> st
 
 def _cell(measure: str, path: Sequence[str], found: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     values = {key: _value(report, path) for key, report in found.items()}
-    text = f"{_shown(measure, statistics.fmean(values.values()))}<br>{', '.join(_shown(measure, v) for v in values.values())}"
+    each = ", ".join(_shown(measure, value) for value in values.values())
+    text = f"{_shown(measure, statistics.fmean(values.values()))}<br>{each}"
     if found is own or len(values) < 2:
         return text
     changes = [value - _value(own[key], path) for key, value in values.items()]

@@ -101,7 +101,8 @@ class JudgingConstitution:
 class Revision:
     """One round of step 1. Round 0 is the first response: no principle, critique or parent.
 
-    `seed` drew the text and `critique_seed` the critique; the token counts are those of both together.
+    `seed` drew the text and `critique_seed` the critique; the token counts are those of both together. Without
+    critiques (`revised_responses.critique`) both critique columns are None in every round.
     """
 
     revision_id: str

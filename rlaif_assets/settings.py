@@ -112,6 +112,9 @@ class FeedbackModelSettings(BaseModelSettings):
 
 class RevisedResponsesSettings(Settings):
     rounds: int = Field(default=4, ge=1, description="critique-revision rounds in one chain (Constitutional AI, 3.1)")
+    critique: bool = Field(
+        default=True, description="critique before each revision; false revises directly (Constitutional AI, 3.5)"
+    )
     few_shot: int = Field(default=2, ge=0, description="worked examples before each critique and revision")
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=256, ge=1)

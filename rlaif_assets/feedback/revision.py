@@ -25,7 +25,8 @@ def revise(
     """The chains of all prompts and the prompts that have none (Constitutional AI 3.1, App. C.1).
 
     In every round (prompt, latest text) is treated as an ordinary prompt and response: the model critiques it under one
-    principle, drawn with replacement, then rewrites it under the same principle. The first `few_shot` examples of the
+    principle, drawn with replacement, then rewrites it under the same principle; or rewrites it at once, where
+    `settings.critique` is off (3.5). The first `few_shot` examples of the
     constitution (or as many as it has) precede both. Rows are sorted by prompt, in the order given, then by round.
     A prompt is rejected when a request does not fit the context or a response, critique or revision is empty; the
     rejection's `text` is the last text of its chain. Raises ValueError for a repeated prompt id.
@@ -54,24 +55,24 @@ def revise(
         principles = {
             i: draw_principle(constitution.principles, i, settings.seed, "critique-principle", round) for i in chains
         }
-        critiques = ask(
-            "critique",
-            round,
-            {
+        critiques: dict[str, Generation] = {}
+        if settings.critique:
+            questions = {
                 i: critique_messages(by_id[i].messages, chain[-1].text, principles[i], examples)
                 for i, chain in chains.items()
-            },
-        )
+            }
+            critiques = ask("critique", round, questions)
+        told = {i: critiques[i].text if settings.critique else None for i in chains}
         revisions = ask(
             "revision",
             round,
             {
-                i: revision_messages(by_id[i].messages, chains[i][-1].text, principles[i], critique.text, examples)
-                for i, critique in critiques.items()
+                i: revision_messages(by_id[i].messages, chain[-1].text, principles[i], told[i], examples)
+                for i, chain in chains.items()
             },
         )
         for i, revision in revisions.items():
-            chains[i].append(_revision_row(chains[i][-1], principles[i], critiques[i], revision, settings))
+            chains[i].append(_revision_row(chains[i][-1], principles[i], critiques.get(i), revision, settings))
     return [row for chain in chains.values() for row in chain], rejections
 
 
@@ -95,11 +96,13 @@ def _response_row(prompt_id: str, response: Generation, settings: RevisedRespons
 def _revision_row(
     parent: Revision,
     principle: CritiquePrinciple,
-    critique: Generation,
+    critique: Generation | None,
     revision: Generation,
     settings: RevisedResponsesSettings,
 ) -> Revision:
-    prompt_id, round, text, critique_text = parent.prompt_id, parent.round + 1, revision.text, critique.text
+    prompt_id, round, text = parent.prompt_id, parent.round + 1, revision.text
+    critique_text = critique.text if critique else None
+    asked = [critique, revision] if critique else [revision]
     return Revision(
         revision_id=row_id(
             "revision", prompt_id, round, parent.revision_id, principle.principle_id, critique_text, text
@@ -111,8 +114,8 @@ def _revision_row(
         principle_id=principle.principle_id,
         critique=critique_text,
         seed=draw_seed(prompt_id, settings.seed, "revision", round),
-        tokens_in=critique.tokens_in + revision.tokens_in,
-        tokens_out=len(critique.token_ids) + len(revision.token_ids),
+        tokens_in=sum(one.tokens_in for one in asked),
+        tokens_out=sum(len(one.token_ids) for one in asked),
         finished=revision.finished,
-        critique_seed=draw_seed(prompt_id, settings.seed, "critique", round),
+        critique_seed=draw_seed(prompt_id, settings.seed, "critique", round) if critique else None,
     )

@@ -61,20 +61,26 @@ def revision_messages(
     prompt_messages: Sequence[Message],
     response: str,
     principle: CritiquePrinciple,
-    critique: str,
+    critique: str | None,
     examples: Sequence[CritiqueExample],
 ) -> list[Message]:
-    """What `critique_messages` gave, its critique, then the revision request (3.1)."""
+    """What `critique_messages` gave, its critique, then the revision request (3.1).
+
+    Without a critique the revision is asked for at once, in the worked examples too (3.5).
+    """
+    if critique is None:
+        shots = [message for example in examples for message in _worked_example(example, critique=False)]
+        return [*shots, *prompt_messages, _assistant(response), _user(principle.revision_request)]
     asked = critique_messages(prompt_messages, response, principle, examples)
     return [*asked, _assistant(critique), _user(principle.revision_request)]
 
 
-def _worked_example(example: CritiqueExample) -> list[Message]:
+def _worked_example(example: CritiqueExample, critique: bool = True) -> list[Message]:
+    criticised = [_user(example.critique_request), _assistant(example.critique)] if critique else []
     return [
         _user(example.prompt),
         _assistant(example.response),
-        _user(example.critique_request),
-        _assistant(example.critique),
+        *criticised,
         _user(example.revision_request),
         _assistant(example.revision),
     ]

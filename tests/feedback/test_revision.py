@@ -50,6 +50,19 @@ def test_each_round_revises_the_text_before_it_under_its_own_principle():
             assert row.tokens_in == 12 + 3 + 12 + 5  # messages: two worked examples of six, then the request
 
 
+def test_without_critiques_the_revision_is_asked_for_at_once():
+    model = FakeModel()
+    rows, rejections = run(model, settings=SETTINGS.model_copy(update={"critique": False}))
+    assert not rejections and len(rows) == len(PROMPTS) * 4 and len(model.asked) == len(rows)
+    assert not any("Criticise" in message["content"] for asked in model.asked for message in asked)
+    for parent, row in pairwise(rows[:4]):
+        principle = draw_principle(CRITIQUE.principles, row.prompt_id, 5, "critique-principle", row.round)
+        asked = revision_messages(PROMPTS[0].messages, parent.text, principle, None, CRITIQUE.examples[:2])
+        assert row.text == hashed_answer(asked, draw_seed(row.prompt_id, 5, "revision", row.round))
+        assert (row.critique, row.critique_seed, row.principle_id) == (None, None, principle.principle_id)
+        assert (row.tokens_in, row.tokens_out) == (2 * 4 + 3, 2)  # worked examples of four messages, then the request
+
+
 def test_principles_differ_over_prompts_and_rounds():
     rows, _ = run(FakeModel())
     assert len({row.principle_id for row in rows if row.round == 1}) > 3
