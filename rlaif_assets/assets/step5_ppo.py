@@ -26,6 +26,7 @@ CURVES = (
 )
 HALVES = {"reward_model_half_a", "reward_model_half_b"}
 PREFERENCE_MODELS = {"reward_model", *HALVES}
+COMPARED = ("harmlessness_preferences", "helpfulness_preferences")
 JUDGE = "judge"
 
 
@@ -111,15 +112,16 @@ def reward_of(stage: Stage, config: PpoPolicyConfig) -> "RewardSource":
 
 
 def heldout_of(stage: Stage, config: PpoPolicyConfig) -> list[Path]:
-    """The models on half of the labels that did not pay the policy, if they learned from the reward model's labels."""
-    labels = stage.inputs["reward_model"].inputs["harmlessness_preferences"]
+    """The models on half of the data that did not pay the policy, if they learned from what the reward model did."""
+    learned = {name: stage.inputs[name].inputs for name in ("reward_model", *HALVES)}
     found = []
     for name in sorted(HALVES - {config.reward}):
-        if stage.inputs[name].inputs["harmlessness_preferences"] == labels:
+        if all(learned[name][data] == learned["reward_model"][data] for data in COMPARED):
             found.append(stage.folder(name))
         else:
             stage.context.log.warning(
-                f"{name} learned from other labels than reward_model: the policy is not measured by it; materialize it"
+                f"{name} learned from other labels or comparisons than reward_model: the policy is not measured by it; "
+                "materialize it"
             )
     return found
 

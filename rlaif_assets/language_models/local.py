@@ -8,7 +8,7 @@ import gc
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from rlaif_assets.language_models.batching import length_batches, pad
+from rlaif_assets.language_models.batching import in_halves, length_batches, pad
 from rlaif_assets.language_models.chat import (
     control_ids,
     decode_text,
@@ -107,10 +107,19 @@ class LocalModel:
         self._check_context(prompts, max_new_tokens)
         streams = [uniforms(seed, max_new_tokens) for seed in seeds]
         generations: dict[int, Generation] = {}
-        for rows in length_batches([len(prompt) + max_new_tokens for prompt in prompts], self.batch_tokens):
-            draws = torch.from_numpy(np.stack([streams[i] for i in rows])).to(self.device)
-            answers = self._decode([prompts[i] for i in rows], draws, temperature)
-            for i, (token_ids, finished) in zip(rows, answers, strict=True):
+        costs = [len(prompt) + max_new_tokens for prompt in prompts]
+
+        def decode(rows: Sequence[int], batch_tokens: int) -> list[tuple[int, tuple[list[int], bool]]]:
+            found: list[tuple[int, tuple[list[int], bool]]] = []
+            for part in length_batches([costs[i] for i in rows], batch_tokens):
+                some = [rows[i] for i in part]
+                draws = torch.from_numpy(np.stack([streams[i] for i in some])).to(self.device)
+                found += zip(some, self._decode([prompts[i] for i in some], draws, temperature), strict=True)
+            return found
+
+        for rows in length_batches(costs, self.batch_tokens):
+            answers, self.batch_tokens = in_halves(partial(decode, rows), self.batch_tokens)
+            for i, (token_ids, finished) in answers:
                 text = decode_text(self.tokenizer, token_ids[:-1] if finished else token_ids)
                 generations[i] = Generation(text, token_ids, len(prompts[i]), finished)
             if progress is not None:

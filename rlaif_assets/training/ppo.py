@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlaif_assets.language_models.batching import in_halves
 from rlaif_assets.language_models.local import load_model
 from rlaif_assets.records import Prompt, Rejection
 from rlaif_assets.settings import ComputeSettings, PpoPolicySettings
@@ -27,7 +28,7 @@ from rlaif_assets.training import ppo_math
 from rlaif_assets.training.adapters import with_adapters
 from rlaif_assets.training.errors import TrainingError
 from rlaif_assets.training.guards import Finding, boilerplate, findings
-from rlaif_assets.training.memory import in_halves, use_gradient_checkpointing
+from rlaif_assets.training.memory import use_gradient_checkpointing
 from rlaif_assets.training.ppo_checkpoint import Checkpoint
 from rlaif_assets.training.rewards import Reward
 from rlaif_assets.training.rollouts import (
@@ -49,7 +50,7 @@ STATISTICS: tuple[str, ...] = ("policy_loss", "value_loss", "clip_fraction", "ap
 
 @dataclass(frozen=True)
 class PpoResult:
-    """`metrics`: means over the last tenth of the updates, and totals. `rollouts`: one row per answer, in order, with
+    """`metrics`: see `summary`. `rollouts`: one row per answer, in order, with
     prompt_id, update, text, score (normalised, as rewarded), kl (nats, summed over the answer) and tokens. `rejected`:
     the prompts that were never drawn because they are too long. `findings`: the guards that fired, each once; `kept`:
     the number of updates that the saved policy has had, fewer than were made where a guard stopped the training."""
@@ -161,9 +162,11 @@ def shared_scores(reward: Reward, prompts: Sequence[Prompt], texts: Sequence[str
     return np.array(world.gather(mine.tolist(), len(prompts)))
 
 
-def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each metric over the last tenth of the updates, the seconds of all, and the number of updates."""
-    last = history[-max(1, len(history) // 10) :]
+def summary(history: Sequence[dict[str, float]], kept: int) -> dict[str, float]:
+    """The mean of each metric over a tenth of the updates, the last ones that the `kept` policy has had; the seconds of
+    all updates, and their number."""
+    own = history[: max(1, kept)]
+    last = own[-max(1, len(own) // 10) :]
     means = {name: sum(m.get(name, 0.0) for m in last) / len(last) for name in history[-1]} if history else {}
     for name in ("seconds_rollout", "seconds_score", "seconds_train"):
         means[name] = sum(metrics[name] for metrics in history)
@@ -401,4 +404,4 @@ def train_ppo(
     if world.first:
         (model.merge_and_unload() if settings.lora_rank else model).save_pretrained(output)
         local.tokenizer.save_pretrained(output)
-    return PpoResult(summary(state.history), state.rows, rejected, state.findings, kept)
+    return PpoResult(summary(state.history, kept), state.rows, rejected, state.findings, kept)

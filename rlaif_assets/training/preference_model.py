@@ -21,8 +21,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
 from rlaif_assets.evaluation.calibration import brier, ece, nll, reliability
+from rlaif_assets.language_models.batching import in_halves, length_batches, pad
 from rlaif_assets.language_models.chat import encode_conversation
-from rlaif_assets.language_models.local import choose_device, length_batches, pad
+from rlaif_assets.language_models.local import choose_device
 from rlaif_assets.records import Message, PreferenceExample
 from rlaif_assets.settings import ComputeSettings
 from rlaif_assets.training.errors import TrainingError
@@ -97,13 +98,18 @@ def train_preference_model(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total))
     lengths = [pair.length for pair in pairs]
     losses: list[float] = []
-    tokens, step = 0, 0
+    tokens, step, batch_tokens = 0, 0, compute.batch_tokens
     if progress is not None:
         progress("training", 0, total)
     while step < total:
         for indices in epoch_batches(lengths, batch_size, generator)[: total - step]:
             batch = [pairs[index] for index in indices]
-            loss = batch_gradient(model, batch, center_coefficient, compute.batch_tokens)
+
+            def gradient(batch_tokens: int, batch: Sequence[EncodedPair] = batch) -> float:
+                optimizer.zero_grad()
+                return batch_gradient(model, batch, center_coefficient, batch_tokens)
+
+            loss, batch_tokens = in_halves(gradient, batch_tokens)
             norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(
@@ -112,7 +118,6 @@ def train_preference_model(
                 )
             rate = float(scheduler.get_last_lr()[0])
             optimizer.step()
-            optimizer.zero_grad()
             scheduler.step()
             step += 1
             tokens += sum(len(pair.a) + len(pair.b) for pair in batch)
@@ -130,7 +135,7 @@ def train_preference_model(
         "pairs": len(pairs),
         "dropped": len(dropped) + len(heldout_dropped),
         "dropped_row_ids": dropped + heldout_dropped,
-        "heldout": heldout_metrics(model, heldout_pairs, compute.batch_tokens),
+        "heldout": heldout_metrics(model, heldout_pairs, batch_tokens),
     }
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output)
@@ -171,9 +176,13 @@ class PreferenceScorer:
                     f"cannot score row {row}: {len(sequence)} tokens, and {self.folder.name} reads 1 to {self.limit}"
                 )
         scores = np.zeros(len(sequences))
-        with torch.inference_mode():
-            for rows in length_batches([len(sequence) for sequence in sequences], self.batch_tokens):
+
+        def score(batch_tokens: int) -> None:
+            for rows in length_batches([len(sequence) for sequence in sequences], batch_tokens):
                 scores[rows] = sequence_scores(self.model, [sequences[row] for row in rows]).cpu().numpy()
+
+        with torch.inference_mode():
+            _, self.batch_tokens = in_halves(score, self.batch_tokens)
         return scores
 
     def normalisation(self) -> tuple[float, float]:

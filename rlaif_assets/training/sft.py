@@ -59,7 +59,7 @@ def train_sft(
     `patience` times in a row, and the weights of the lowest are kept.
 
     A row longer than `settings.max_length` tokens, or than the model's context, is dropped and named in the metrics.
-    Returns steps (taken), steps_kept, rows, heldout_rows, tokens, answer_tokens (both of one epoch), train_loss,
+    Returns steps (taken), steps_kept, rows, heldout_rows, tokens, answer_tokens (read in training), train_loss,
     heldout_loss_before, heldout_loss_after (nats per answer token; None without held-out rows), dropped and
     dropped_row_ids.
     `progress` gets ("fine-tuning", optimiser steps done, all of them).
@@ -108,6 +108,7 @@ def train_sft(
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
+    epochs = float(trainer.state.epoch or 0.0)
     best.restore(model)
     if settings.lora_rank:
         model = model.merge_and_unload()
@@ -116,8 +117,8 @@ def train_sft(
         "steps_kept": best.step or result.global_step,
         "rows": len(rows),
         "heldout_rows": len(heldout_rows),
-        "tokens": sum(len(row["input_ids"]) for row in rows),
-        "answer_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
+        "tokens": round(epochs * sum(len(row["input_ids"]) for row in rows)),
+        "answer_tokens": round(epochs * sum(label != IGNORED for row in rows for label in row["labels"])),
         "train_loss": result.training_loss,
         "heldout_loss_before": before,
         "heldout_loss_after": answer_loss(model, heldout_rows, compute.batch_tokens),

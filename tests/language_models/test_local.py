@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from rlaif_assets.language_models.local import (
     choose_device,
     draw_tokens,
     free,
-    length_batches,
     load_model,
     option_tokens,
     uniforms,
@@ -332,7 +332,23 @@ def test_uniforms_are_a_stream_of_the_seed() -> None:
     assert many.min() >= 0 and many.max() < 1 and abs(many.mean() - 0.5) < 0.02
 
 
-def test_length_batches() -> None:
-    batches = list(length_batches([5, 9, 2, 9, 30, 4], 20))
-    assert batches == [[4], [1, 3], [0, 5, 2]]
-    assert list(length_batches([], 20)) == []
+def test_answers_are_sampled_in_smaller_batches_where_memory_does_not_suffice(
+    local: Callable[[Kind], LocalModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversations = [[Message(role="user", content=text)] for text in SENTENCES[:6]]
+    whole = local("llama").generate(conversations, range(6), 8, 1.0)
+    plain, sizes = LocalModel._decode, []
+
+    def limited(self: LocalModel, prompts: Any, draws: torch.Tensor, temperature: float) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, prompts, draws, temperature)
+
+    monkeypatch.setattr(LocalModel, "_decode", limited)
+    model = batched(local("llama"), 1024)
+    assert model.generate(conversations, range(6), 8, 1.0) == whole
+    assert sizes[0] == 6 and model.batch_tokens < 1024
+    failed = len([size for size in sizes if size > 2])
+    model.generate(conversations, range(6), 8, 1.0)
+    assert len([size for size in sizes if size > 2]) == failed  # what suffices is kept

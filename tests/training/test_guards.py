@@ -150,6 +150,8 @@ def test_the_policy_that_is_kept_is_one_that_was_measured(
     run = Trained(policy, Reward("given", rate, 0.0, 1.0), tmp_path / "out", **words)
     assert spoilt and [one.guard for one in run.result.findings] == ["collapse"]
     assert run.result.kept == 3  # what answered in update 3, before its steps
+    assert run.result.metrics["score"] == pytest.approx(run.logged[2]["score"])  # not of updates that were thrown away
+    assert run.result.metrics["updates"] == len(run.logged) > 3
     largest = max(float(weight.abs().max()) for weight in weights(run.output).values())
     assert largest < 1.5 * max(float(weight.abs().max()) for weight in weights(policy).values())
 

@@ -11,7 +11,7 @@ import torch
 from rlaif_assets.language_models.local import load_model
 from rlaif_assets.training import ppo
 from rlaif_assets.training.errors import TrainingError
-from rlaif_assets.training.memory import in_halves, use_gradient_checkpointing
+from rlaif_assets.training.memory import use_gradient_checkpointing
 from rlaif_assets.training.rewards import Reward, preference_reward
 from rlaif_assets.training.rollouts import Rollouts
 from tests.tiny_models import KINDS, Kind, tiny_model
@@ -97,18 +97,6 @@ def test_batches_are_halved_where_memory_does_not_suffice(
     assert done.logged[-1]["skipped_steps"] == 0
     for name, weight in weights(done.output).items():
         torch.testing.assert_close(weight, weights(whole.output)[name], rtol=0, atol=1e-4)
-
-
-def test_no_batch_that_fits_is_an_error() -> None:
-    asked: list[int] = []
-
-    def work(batch_tokens: int) -> None:
-        asked.append(batch_tokens)
-        raise torch.OutOfMemoryError("out of memory")
-
-    with pytest.raises(TrainingError, match=r"out of memory with batches of 64 tokens: .*lora_rank"):
-        in_halves(work, 256)
-    assert asked == [256, 128, 64]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -222,6 +222,27 @@ def test_token_budget_changes_nothing_but_rounding(llama: Path, tmp_path: Path) 
     assert losses[0]["heldout"]["ai"]["nll"] == pytest.approx(losses[1]["heldout"]["ai"]["nll"], abs=1e-3)
 
 
+def test_batches_are_halved_where_memory_does_not_suffice(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"train": make_examples(16), "epochs": 1, "learning_rate": 1e-3}
+    whole = train(llama, tmp_path / "whole", **arguments)
+    plain, refused = pm.sequence_scores, []
+
+    def limited(model: Any, sequences: Any) -> torch.Tensor:
+        """Also in the midst of a step, when a part of its gradient is there."""
+        if len(sequences) > 4 or (len(refused) == 1 and len(sequences) > 2):
+            refused.append(len(sequences))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, sequences)
+
+    monkeypatch.setattr(pm, "sequence_scores", limited)
+    done = train(llama, tmp_path / "done", **arguments)
+    assert len(refused) > 1 and done["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-4)
+    for name, weight in weights(tmp_path / "done").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "whole")[name], rtol=0, atol=1e-4)
+
+
 def test_training_goes_on_from_a_preference_model(trained: Path, tmp_path: Path) -> None:
     """No step is taken that changes anything (learning rate 0), so held-out results show what it starts from."""
     metrics = train(trained, tmp_path, epochs=1, learning_rate=0.0)
