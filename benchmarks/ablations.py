@@ -40,7 +40,7 @@ ABLATIONS: Mapping[str, Ablation] = {
     AS_IT_IS: Ablation("the profile", ()),
     "hard labels": Ablation("hard against soft labels", ("reward_model.labels=hard",)),
     "no PMP": Ablation("with and without pre-training on votes", ("reward_model.pretrain=false",)),
-    "no critique": Ablation("with and without critique", ("revised_responses.critique=false",)),
+    "no critique": Ablation("with and without critique", ("revised_responses.critique=false", "audits.enforce=false")),
     "1 round": Ablation("revision rounds", ("revised_responses.rounds=1",)),
     "4 rounds": Ablation("revision rounds", ("revised_responses.rounds=4",)),
     "KL 0.1": Ablation("KL coefficient", ("ppo_policy.kl_coefficient=0.1",)),

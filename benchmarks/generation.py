@@ -12,6 +12,7 @@ are drawn by each side for itself, so their mean stands beside the pace. (b) get
 import argparse
 import datetime
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks import ppo
-from benchmarks.labelling import BenchmarkError, run_side
+from benchmarks.labelling import BenchmarkError, rewrite_json, run_side
 from benchmarks.marked_page import machine, publish
 from rlaif_assets.ingest.errors import IngestError
 from rlaif_assets.language_models.chat import encode_prompt
@@ -91,9 +92,11 @@ def with_generate(folder: Path, prompts: Sequence[str], chosen: argparse.Namespa
 
 
 def with_distilabel(folder: Path, prompts: Sequence[str], chosen: argparse.Namespace) -> Timed:
-    """(b)"""
+    """(b), of a folder without a chat template that transformers 4 reads too."""
+    peer = Path(shutil.copytree(folder / "policy", folder / "peer", ignore=shutil.ignore_patterns("*.jinja")))
+    rewrite_json(peer / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     request: dict[str, Any] = {
-        "folder": str(folder / "policy"), "prompts": list(prompts), "threads": chosen.threads, "device": chosen.device,
+        "folder": str(peer), "prompts": list(prompts), "threads": chosen.threads, "device": chosen.device,
         "dtype": "float32",
         "arguments": {"max_new_tokens": LONGEST, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
     }  # fmt: skip

@@ -177,6 +177,75 @@ def report(
 
 
 @app.command()
+def trace(
+    policy: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="POLICY",
+            help="A registry version (rlaif-policy/3, @candidate), snapshot id, asset name or checkpoint folder.",
+        ),
+    ] = None,
+    row: Annotated[
+        str | None, typer.Option(metavar="ID", help="A prompt, revision, pair, label, judgement or verdict.")
+    ] = None,
+    principle: Annotated[str | None, typer.Option(metavar="ID", help="A principle's id or name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", parser=_folder, help="Write a policy's page.")
+    ] = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Tell what made a policy, where a row came from and what learned from it, or what a principle reached."""
+    with plain_errors(debug):
+        from rlaif_assets.evaluation import lineage_view
+        from rlaif_assets.instance import existing_home
+        from rlaif_assets.store import trace as traces
+        from rlaif_assets.store.warehouse import Warehouse
+
+        if sum(one is not None for one in (policy, row, principle)) != 1 or (page and policy is None):
+            raise SettingsError("name one of POLICY, --row ID and --principle ID; --html goes with POLICY")
+        warehouse = Warehouse(existing_home(home))
+        if row is not None:
+            found, view = traces.trace_row(warehouse, row), lineage_view.row_view
+        elif principle is not None:
+            found, view = traces.trace_principle(warehouse, principle), lineage_view.principle_view
+        else:
+            found, view = traces.trace_policy(warehouse, str(policy)), lineage_view.policy_tree
+        if page is not None:
+            page.write_text(lineage_view.policy_page(found), encoding="utf-8")
+            _line(f"written to {page}")
+        elif as_json:
+            print(json.dumps(found, indent=2))
+        else:
+            out.print(view(found), soft_wrap=True)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A policy, as in `rlaif trace`.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The policy to compare it with.")],
+    split: Annotated[Literal["dev", "test"], typer.Option(help="The held-out prompts to compare results on.")] = "test",
+    answers: Annotated[int, typer.Option(min=0, metavar="N", help="Prompts to show answers to.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Tell how two policies differ: settings, constitution, judge, rows, results, and answers side by side."""
+    with plain_errors(debug):
+        from rlaif_assets.evaluation.diff_view import diff_view
+        from rlaif_assets.evaluation.policy_diff import diff_policies
+        from rlaif_assets.instance import existing_home
+        from rlaif_assets.store.warehouse import Warehouse
+
+        found = diff_policies(Warehouse(existing_home(home)), a, b, split, answers)
+        if as_json:
+            print(json.dumps(found, indent=2))
+        else:
+            out.print(diff_view(found))
+
+
+@app.command()
 def audit(
     pairs: Annotated[
         str,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 FORCE_TAG = "rlaif/force"
 SKIPPED_TAG = "rlaif/skipped"  # on a run that left something out, with the reason
 PASSPORT = "passport"  # the metric that holds the judge's passport, or its id where labels that carry it were used
+CANDIDATE = "candidate"  # the alias of the newest policy in the registry
 PREVIEW_ROWS = 10
 PREVIEW_CHARACTERS = 200
 NO_OPTIONS: Mapping[str, Any] = {}
@@ -364,9 +365,17 @@ class Stage:
                 if "mlflow_model_id" in upstream.metrics:
                     tracker.log_model_input(run_id, upstream.metrics["mlflow_model_id"])
             if registered is not None and model_id is not None:
-                tracker.register(model_id, registered, record.snapshot_id, alias="candidate")
+                self._register(tracker, model_id, registered, record)
 
         self._tell(tell)
+
+    def _register(self, tracker: "Tracker", model_id: str, name: str, record: "SnapshotRecord") -> None:
+        """A version of the registry's model, called the candidate; in MLflow and in the home's own record."""
+        from rlaif_assets.store import registry
+
+        version = int(tracker.register(model_id, name, record.snapshot_id, alias=CANDIDATE))
+        registry.add_version(self.warehouse, name, version, record.snapshot_id)
+        registry.set_alias(self.warehouse, name, CANDIDATE, version, self.asset, f"run {self.context.run.run_id}")
 
     def _finish_tracking(self, record: "SnapshotRecord", registered: str | None) -> None:
         """Registers a reused policy that is not the current one: its run was killed before that, or it comes back."""
@@ -375,7 +384,7 @@ class Stage:
         if registered is None or model_id is None or (current and current.snapshot_id == record.snapshot_id):
             return
         try:
-            self.tracker.register(model_id, registered, record.snapshot_id, alias="candidate")
+            self._register(self.tracker, model_id, registered, record)
             self.tracker.end_run(str(record.mlflow_run_id), "FINISHED")
         except TrackingError as error:
             self._give_up(error)

@@ -15,7 +15,7 @@ def ancestry(warehouse: Warehouse, snapshot_id: str) -> list[SnapshotRecord]:
 
     Raises StoreError where the snapshot or one of its inputs is not in the warehouse.
     """
-    known = {record.snapshot_id: record for record in warehouse.list()}
+    known = warehouse.with_inputs(snapshot_id)
     found: dict[str, SnapshotRecord] = {}
 
     def visit(wanted: str, reader: str) -> None:

@@ -15,6 +15,15 @@ CREATE TABLE materializations (
     position BIGINT, snapshot_id VARCHAR, asset VARCHAR, dagster_run_id VARCHAR, reused BOOLEAN, created_at VARCHAR
 );
 
+-- Versions of registered models and the names that point to them, as MLflow has them; the last row of an alias counts.
+CREATE TABLE registrations (
+    position BIGINT, name VARCHAR, version BIGINT, snapshot_id VARCHAR, created_at VARCHAR
+);
+
+CREATE TABLE aliases (
+    position BIGINT, name VARCHAR, alias VARCHAR, version BIGINT, who VARCHAR, why VARCHAR, created_at VARCHAR
+);
+
 -- Every look of a judge, once: not of a snapshot, labels name judgement ids. Only `judgements.py` adds to it.
 CREATE TABLE judgements (
     judgement_id VARCHAR, pair_id VARCHAR, principle_id VARCHAR, "order" VARCHAR, logprob_first DOUBLE,

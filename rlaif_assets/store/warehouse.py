@@ -30,7 +30,7 @@ from rlaif_assets.store.fingerprint import canonical_json, combine_hashes, sha25
 if TYPE_CHECKING:
     import duckdb
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE = "warehouse.duckdb"
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
@@ -38,7 +38,7 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
     "lock_configuration": True,
 }
-OWN_TABLES = frozenset({"schema_version", "snapshots", "materializations", "judgements"})
+OWN_TABLES = frozenset({"schema_version", "snapshots", "materializations", "registrations", "aliases", "judgements"})
 Row = dict[str, Any]
 
 
@@ -127,6 +127,17 @@ class Warehouse:
             raise StoreError(f"no snapshot {snapshot_id} in {self.path}: see the snapshots that the report lists")
         return records[0]
 
+    def with_inputs(self, snapshot_id: str) -> dict[str, SnapshotRecord]:
+        """The snapshot and all that it was made from, by id; those that are not there are left out."""
+        found: dict[str, SnapshotRecord] = {}
+        wanted = {snapshot_id}
+        with self.connection(read_only=True) as connection:
+            while wanted:
+                records = _select_snapshots(connection, "snapshot_id IN (SELECT unnest(?))", [sorted(wanted)])
+                found |= {record.snapshot_id: record for record in records}
+                wanted = {one for record in records for one in record.inputs.values()} - found.keys()
+        return found
+
     def current(self, asset: str) -> SnapshotRecord | None:
         """The snapshot that was materialized (or reused) last."""
         newest = "SELECT arg_max(snapshot_id, position) FROM materializations WHERE asset = ?"
@@ -213,6 +224,30 @@ class Warehouse:
         with self.connection(read_only=True) as connection:
             found = connection.execute(query, values).fetchall()
         return [_decoded(names, row, kinds) for row in found]
+
+    def where(self, table: str, column: str, value: str) -> list[Row]:
+        """The rows of any snapshot, newest snapshot first, in which the column has this value; `snapshot_id` is among
+        their columns but for judgements, which are of none."""
+        kinds = schema()[table]
+        if column not in kinds:
+            raise StoreError(f"{table} has no column {column!r}: {nearest(column, sorted(kinds))}")
+        newest = "ORDER BY (SELECT s.position FROM snapshots s WHERE s.snapshot_id = t.snapshot_id) DESC"
+        order = newest if "snapshot_id" in kinds else ""
+        names = [name for name in kinds if name != "position"]
+        query = f'SELECT {_quoted(names)} FROM "{table}" t WHERE "{column}" = ? {order}'
+        with self.connection(read_only=True) as connection:
+            found = connection.execute(query, [value]).fetchall()
+        return [_decoded(names, row, kinds) for row in found]
+
+    def named(self, beginning: str) -> "list[SnapshotRecord]":
+        """The snapshots whose id begins like this, of which 8 digits at least must be given."""
+        if len(beginning) < 8:
+            return []
+        return self._snapshots("starts_with(snapshot_id, ?)", [beginning])
+
+    def of_folder(self, path: str) -> "list[SnapshotRecord]":
+        """The snapshots whose weights are in this folder of the home."""
+        return self._snapshots("path = ?", [path])
 
     def counts(self, snapshot_id: str) -> dict[str, int]:
         """Rows by table that are really there, tables without rows left out."""

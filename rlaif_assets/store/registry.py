@@ -1,0 +1,69 @@
+"""What the registry holds, in the home's own record: which snapshot a version is, and which version an alias names.
+
+MLflow has the same (`tracking`); this copy answers without it, also where the home was copied. Rows are only added.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.warehouse import Warehouse
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version. `aliases`: those that name it now."""
+
+    name: str
+    version: int
+    snapshot_id: str
+    created_at: str
+    aliases: tuple[str, ...] = ()
+
+
+def add_version(warehouse: Warehouse, name: str, version: int, snapshot_id: str) -> None:
+    """Nothing where it is there already. Raises StoreError where the version is another snapshot's."""
+    with warehouse.connection(read_only=False) as connection:
+        found = connection.execute(
+            "SELECT snapshot_id FROM registrations WHERE name = ? AND version = ?", [name, version]
+        ).fetchall()
+        if found and found[0][0] != snapshot_id:
+            raise StoreError(f"{name}/{version} is snapshot {found[0][0]} in {warehouse.path}, not {snapshot_id}")
+        if not found:
+            connection.execute(
+                "INSERT INTO registrations SELECT count(*), ?, ?, ?, ? FROM registrations",
+                [name, version, snapshot_id, _now()],
+            )
+
+
+def set_alias(warehouse: Warehouse, name: str, alias: str, version: int, who: str, why: str) -> None:
+    """From now on `alias` names this version; nothing where it does."""
+    with warehouse.connection(read_only=False) as connection:
+        current = connection.execute(
+            "SELECT arg_max(version, position) FROM aliases WHERE name = ? AND alias = ?", [name, alias]
+        ).fetchall()[0][0]
+        if current != version:
+            connection.execute(
+                "INSERT INTO aliases SELECT count(*), ?, ?, ?, ?, ?, ? FROM aliases",
+                [name, alias, version, who, why, _now()],
+            )
+
+
+def versions(warehouse: Warehouse, name: str | None = None) -> list[Version]:
+    """All versions, oldest first; of one model where it is named."""
+    with warehouse.connection(read_only=True) as connection:
+        named = connection.execute(
+            "SELECT name, alias, arg_max(version, position) FROM aliases GROUP BY name, alias ORDER BY alias"
+        ).fetchall()
+        rows = connection.execute(
+            "SELECT name, version, snapshot_id, created_at FROM registrations ORDER BY position"
+        ).fetchall()
+    found = []
+    for model, version, snapshot_id, created_at in rows:
+        aliases = tuple(alias for owner, alias, pointed in named if (owner, pointed) == (model, version))
+        found.append(Version(model, version, snapshot_id, created_at, aliases))
+    return [one for one in found if name is None or one.name == name]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,309 @@
+"""What a policy was made from, where a row came from, and what a principle reached: read from the warehouse alone.
+
+Neither Dagster nor MLflow is asked; their run ids are in the snapshots. Everything returned can be written as JSON.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif_assets.settings import nearest
+from rlaif_assets.store import registry
+from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.lineage import ancestry
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
+
+POLICY = "ppo_policy"
+PASSPORT = "passport"
+# The tables that hold rows with an id of their own, and its column; rows of the others are named by what they are of.
+ROW_TABLES = {
+    "prompts": "prompt_id",
+    "revisions": "revision_id",
+    "answers": "answer_id",
+    "pairs": "pair_id",
+    "labels": "label_id",
+    "human_verdicts": "verdict_id",
+    "comparisons": "comparison_id",
+    "community_pairs": "pair_id",
+}
+PRINCIPLE_TABLES = ("judging_principles", "critique_principles")
+
+
+def find_snapshot(warehouse: Warehouse, name: str) -> SnapshotRecord:
+    """A snapshot id, or its beginning (8 digits or more); a version of the registry (`rlaif-policy/3`, `@champion`,
+    `rlaif-policy@champion`); an asset's name for its current snapshot; or the folder of a checkpoint in this home.
+
+    Raises StoreError with the nearest names.
+    """
+    if not warehouse.path.exists():
+        raise StoreError(f"{warehouse.home} holds no snapshots yet: run `rlaif run --home {warehouse.home}` first")
+    known = registry.versions(warehouse)
+    for version in known:
+        names = {f"{version.name}/{version.version}", *(f"{version.name}@{alias}" for alias in version.aliases)}
+        if name in names or name in {f"@{alias}" for alias in version.aliases}:
+            return warehouse.get(version.snapshot_id)
+    found = warehouse.named(name)
+    if not found:
+        folder = Path(name).expanduser().resolve()
+        if folder.is_dir() and folder.is_relative_to(warehouse.home.resolve()):
+            found = warehouse.of_folder(str(folder.relative_to(warehouse.home.resolve())))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise StoreError(f"{name} is the beginning of {len(found)} snapshot ids: give more of it")
+    current = warehouse.current(name)
+    if current is not None:
+        return current
+    names = [f"{one.name}/{one.version}" for one in known] + [f"@{alias}" for one in known for alias in one.aliases]
+    raise StoreError(
+        f"no policy {name!r} in {warehouse.path}: {nearest(name, names) if names else 'none is registered'}; or give "
+        "a snapshot id, an asset's name, or a checkpoint folder of this home"
+    )
+
+
+def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
+    """{asked, snapshot_id, registry, snapshots}: the snapshot and all its ancestors, what is read before what reads it.
+
+    Each has the fields of `SnapshotRecord`; `learned`: rows by source where it trained; `passport`: the judge's, on
+    labels. `registry`: the versions that are this snapshot, with their aliases.
+    """
+    asked = find_snapshot(warehouse, name)
+    records = ancestry(warehouse, asked.snapshot_id)
+    return {
+        "asked": name,
+        "snapshot_id": asked.snapshot_id,
+        "registry": [
+            {"version": f"{one.name}/{one.version}", "aliases": list(one.aliases), "created_at": one.created_at}
+            for one in registry.versions(warehouse)
+            if one.snapshot_id == asked.snapshot_id
+        ],
+        "snapshots": [_told(warehouse, record) for record in records],
+    }
+
+
+def _told(warehouse: Warehouse, record: SnapshotRecord) -> dict[str, Any]:
+    told = dataclasses.asdict(record) | {"learned": {}}
+    if record.row_counts.get("training_rows"):
+        query = (
+            "SELECT source || '/' || role, count(*) FROM training_rows WHERE snapshot_id = ? GROUP BY ALL ORDER BY ALL"
+        )
+        told["learned"] = dict(_select(warehouse, query, [record.snapshot_id]))
+    told[PASSPORT] = record.metrics.get(PASSPORT)
+    return told
+
+
+def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
+    """{row_id, table, chain, snapshots, learned, policies} of a prompt, response, revision, pair, label, judgement,
+    comparison or verdict.
+
+    chain: the rows that it was made of, [{table, id, ...their columns}], first the prompt and last the row itself, with
+    the principles' texts. snapshots: those that hold it. learned: the trained models that were given it, or a row made
+    of it, {asset, snapshot_id, role, rows}. policies: ids of the policies made from any of these.
+    Raises StoreError where no row has this id.
+    """
+    kind, row = _find_row(warehouse, row_id)
+    chain = list(_chain(warehouse, kind, row))
+    made = _rows_made_of(warehouse, kind, row_id)
+    holders = _holders(warehouse, kind, row_id)
+    learned = _learned(warehouse, made)
+    return {
+        "row_id": row_id,
+        "table": kind,
+        "chain": chain,
+        "snapshots": holders,
+        "learned": learned,
+        "policies": _policies_from(warehouse, {one["snapshot_id"] for one in learned}),
+    }
+
+
+def trace_principle(warehouse: Warehouse, name: str) -> dict[str, Any]:
+    """{principle_id, name, text, kind, judgements, labels, revisions, learned, policies} of a principle, by id or name.
+
+    Counts are of distinct rows: judgements under it, labels that one of these is in, revisions that it asked for.
+    learned and policies: as of `trace_row`, over all of these labels and revisions. Raises StoreError.
+    """
+    principle = _find_principle(warehouse, name)
+    principle_id = principle["principle_id"]
+    judgements = _select(warehouse, "SELECT count(*) FROM judgements WHERE principle_id = ?", [principle_id])[0][0]
+    labels = _labels_under(warehouse, principle_id)
+    revisions = _ids(warehouse, "SELECT DISTINCT revision_id FROM revisions WHERE principle_id = ?", [principle_id])
+    learned = _learned(warehouse, [*labels, *revisions])
+    return principle | {
+        "judgements": judgements,
+        "labels": len(labels),
+        "revisions": len(revisions),
+        "learned": learned,
+        "policies": _policies_from(warehouse, {one["snapshot_id"] for one in learned}),
+    }
+
+
+# Rows
+
+
+def _find_row(warehouse: Warehouse, row_id: str) -> tuple[str, dict[str, Any]]:
+    for table, column in ROW_TABLES.items():
+        if rows := warehouse.where(table, column, row_id):
+            return table, rows[0]
+    if rows := warehouse.where("judgements", "judgement_id", row_id):
+        return "judgements", rows[0]
+    for side in ("a", "b"):
+        if rows := warehouse.where("pairs", f"response_{side}_id", row_id):
+            pair = rows[0]
+            response = {"response_id": row_id, "prompt_id": pair["prompt_id"], "text": pair[f"response_{side}"]}
+            return "responses", response | {"seed": pair[f"seed_{side}"], "pair_id": pair["pair_id"]}
+    raise StoreError(
+        f"no prompt, response, revision, pair, label, judgement, comparison or verdict {row_id} in {warehouse.path}"
+    )
+
+
+def _chain(warehouse: Warehouse, kind: str, row: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """What a row was made of, oldest first, and the row itself."""
+    one = ROW_TABLES.get(kind, {"judgements": "judgement_id", "responses": "response_id"}.get(kind, ""))
+    own = {"table": kind, "id": row[one], **row}
+    if kind in ("revisions", "answers", "pairs", "responses"):
+        if kind == "revisions" and row["parent_id"]:
+            yield from _chain(warehouse, "revisions", warehouse.where("revisions", "revision_id", row["parent_id"])[0])
+        else:
+            for prompt in warehouse.where("prompts", "prompt_id", row["prompt_id"])[:1]:
+                yield from _chain(warehouse, "prompts", prompt)
+    elif kind in ("labels", "judgements", "human_verdicts") and row["pair_id"]:
+        for pair in warehouse.where("pairs", "pair_id", row["pair_id"])[:1]:
+            yield from _chain(warehouse, "pairs", pair)
+    if kind == "labels":
+        for judgement_id in row["judgement_ids"] or ():
+            for judgement in warehouse.where("judgements", "judgement_id", judgement_id):
+                yield _with_principle(warehouse, {"table": "judgements", "id": judgement_id, **judgement})
+        for verdict_id in row["verdict_ids"] or ():
+            for verdict in warehouse.where("human_verdicts", "verdict_id", verdict_id)[:1]:
+                yield {"table": "human_verdicts", "id": verdict_id, **verdict}
+    yield _with_principle(warehouse, own)
+
+
+def _with_principle(warehouse: Warehouse, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its principle's name and what it says."""
+    if row.get("principle_id"):
+        for table in PRINCIPLE_TABLES:
+            for found in warehouse.where(table, "principle_id", row["principle_id"])[:1]:
+                text = found.get("text") or f"{found['critique_request']} / {found['revision_request']}"
+                return row | {"principle": found["name"], "principle_text": text}
+    return row
+
+
+def _rows_made_of(warehouse: Warehouse, kind: str, row_id: str) -> list[str]:
+    """Ids that trainers were told of: the row's own and those of the labels and revisions made of it."""
+    one = [row_id]
+    if kind == "judgements":
+        query = "SELECT DISTINCT label_id FROM labels WHERE list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), ?)"
+        return [*one, *_ids(warehouse, query, one)]
+    if kind == "human_verdicts":
+        query = "SELECT DISTINCT label_id FROM labels WHERE list_contains(from_json(verdict_ids, '[\"VARCHAR\"]'), ?)"
+        return [*one, *_ids(warehouse, query, one)]
+    if kind == "responses":
+        query = (
+            "SELECT DISTINCT label_id FROM labels SEMI JOIN"
+            " (SELECT pair_id FROM pairs WHERE ? IN (response_a_id, response_b_id)) USING (pair_id)"
+        )
+        return [*one, *_ids(warehouse, query, one)]
+    if kind == "pairs":
+        return [*one, *_ids(warehouse, "SELECT DISTINCT label_id FROM labels WHERE pair_id = ?", one)]
+    if kind == "revisions":
+        query = (
+            "WITH RECURSIVE later(id) AS (SELECT ? UNION SELECT revision_id FROM revisions JOIN later"
+            " ON parent_id = id) SELECT id FROM later"
+        )
+        return _ids(warehouse, query, one)
+    if kind == "prompts":
+        query = (
+            "SELECT DISTINCT revision_id FROM revisions WHERE prompt_id = $id UNION SELECT DISTINCT answer_id FROM"
+            " answers WHERE prompt_id = $id UNION SELECT DISTINCT label_id FROM labels SEMI JOIN"
+            " (SELECT pair_id FROM pairs WHERE prompt_id = $id) USING (pair_id)"
+        )
+        return [*one, *_ids(warehouse, query, {"id": row_id})]
+    return one
+
+
+def _holders(warehouse: Warehouse, kind: str, row_id: str) -> list[dict[str, Any]]:
+    """The snapshots that hold the row; of a judgement those whose labels name it."""
+    if kind == "judgements":
+        where = "labels WHERE list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), $id)"
+    elif kind == "responses":
+        where = "pairs WHERE $id IN (response_a_id, response_b_id)"
+    else:
+        where = f'"{kind}" WHERE "{ROW_TABLES[kind]}" = $id'
+    query = (
+        "SELECT asset, snapshot_id, created_at FROM snapshots SEMI JOIN"
+        f" (SELECT snapshot_id FROM {where}) USING (snapshot_id) ORDER BY position"
+    )
+    names = ("asset", "snapshot_id", "created_at")
+    return [dict(zip(names, row, strict=True)) for row in _select(warehouse, query, {"id": row_id})]
+
+
+# Principles
+
+
+def _find_principle(warehouse: Warehouse, name: str) -> dict[str, Any]:
+    names: set[str] = set()
+    for table in PRINCIPLE_TABLES:
+        kind = "judging" if table == "judging_principles" else "critique"
+        for column in ("principle_id", "name"):
+            found = warehouse.where(table, column, name)
+            texts = {row["principle_id"]: row for row in found}
+            if len(texts) > 1:
+                raise StoreError(f"{len(texts)} principles were called {name!r}; give an id: {', '.join(texts)}")
+            for row in texts.values():
+                text = row.get("text") or f"{row['critique_request']} / {row['revision_request']}"
+                return {"principle_id": row["principle_id"], "name": row["name"], "text": text, "kind": kind}
+        names |= set(_ids(warehouse, f'SELECT DISTINCT name FROM "{table}"', []))
+    raise StoreError(f"no principle {name!r} in {warehouse.path}: {nearest(name, sorted(names))}")
+
+
+def _labels_under(warehouse: Warehouse, principle_id: str) -> list[str]:
+    """Labels of one principle, and those averaged over several of which this was one."""
+    query = (
+        "SELECT DISTINCT label_id FROM labels WHERE principle_id = $id UNION SELECT DISTINCT label_id FROM"
+        " (SELECT label_id, unnest(from_json(judgement_ids, '[\"VARCHAR\"]')) AS judgement_id FROM labels"
+        " WHERE principle_id IS NULL) SEMI JOIN (SELECT judgement_id FROM judgements WHERE principle_id = $id)"
+        " USING (judgement_id)"
+    )
+    return _ids(warehouse, query, {"id": principle_id})
+
+
+# What learned from rows
+
+
+def _learned(warehouse: Warehouse, row_ids: Sequence[str]) -> list[dict[str, Any]]:
+    import pyarrow as pa
+
+    query = (
+        "SELECT asset, snapshot_id, role, rows FROM (SELECT snapshot_id, role, count(DISTINCT row_id) AS rows"
+        " FROM training_rows SEMI JOIN wanted ON training_rows.row_id = wanted.id GROUP BY ALL)"
+        " JOIN snapshots USING (snapshot_id) ORDER BY snapshots.position, role"
+    )
+    with warehouse.connection(read_only=True) as connection:
+        connection.register("wanted", pa.table({"id": pa.array(list(row_ids), pa.string())}))
+        found = connection.execute(query).fetchall()
+    return [dict(zip(("asset", "snapshot_id", "role", "rows"), row, strict=True)) for row in found]
+
+
+def _policies_from(warehouse: Warehouse, sources: set[str]) -> list[str]:
+    """Ids of the policies that have one of these snapshots among their ancestors, oldest first."""
+    rows = _select(warehouse, "SELECT snapshot_id, asset, inputs FROM snapshots ORDER BY position", [])
+    reached = set(sources)
+    policies = []
+    for snapshot_id, asset, inputs in rows:  # inputs are published before what reads them
+        if snapshot_id in reached or reached & set(json.loads(inputs).values()):
+            reached.add(snapshot_id)
+            if asset == POLICY:
+                policies.append(snapshot_id)
+    return policies
+
+
+def _select(warehouse: Warehouse, query: str, values: Sequence[Any] | dict[str, Any]) -> list[tuple[Any, ...]]:
+    with warehouse.connection(read_only=True) as connection:
+        return connection.execute(query, values).fetchall()
+
+
+def _ids(warehouse: Warehouse, query: str, values: Sequence[Any] | dict[str, Any]) -> list[str]:
+    return sorted(str(row[0]) for row in _select(warehouse, query, values))

@@ -1,0 +1,289 @@
+"""What a policy was made from, where rows came from, and what a principle reached; and the command that tells it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from typer.testing import CliRunner
+
+import rlaif_assets
+from rlaif_assets.cli import app
+from rlaif_assets.evaluation import lineage_view
+from rlaif_assets.evaluation.policy_diff import diff_policies, word_diff
+from rlaif_assets.store import registry
+from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.trace import find_snapshot, trace_policy, trace_principle, trace_row
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
+from tests.homes import Home
+
+
+def test_a_policy_is_found_by_any_of_its_names(home: Home) -> None:
+    policy = home.first["ppo_policy"]
+    record = home.warehouse.get(policy)
+    version = next(one.version for one in registry.versions(home.warehouse) if one.snapshot_id == policy)
+    names = [f"rlaif-policy/{version}", "@candidate", "rlaif-policy@candidate", policy, policy[:8], "ppo_policy"]
+    for name in [*names, str(home.folder / str(record.path))]:
+        assert find_snapshot(home.warehouse, name).snapshot_id == policy, name
+    for name in ("rlaif-policy/99", "@champion", policy[:7], str(home.folder.parent), "ppo_polic"):
+        with pytest.raises(StoreError, match="no policy"):
+            find_snapshot(home.warehouse, name)
+    with pytest.raises(StoreError, match=r"no policy 'rlaif-policy/9'.*rlaif-policy/1"):
+        find_snapshot(home.warehouse, "rlaif-policy/9")
+
+
+def test_a_home_without_snapshots_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no snapshots yet: run `rlaif run"):
+        find_snapshot(Warehouse(tmp_path), "@candidate")
+
+
+def test_the_whole_ancestry_is_told_with_what_made_it(home: Home) -> None:
+    found = json.loads(json.dumps(trace_policy(home.warehouse, "@candidate")))
+    by_asset = {one["asset"]: one for one in found["snapshots"]}
+    later = {"policy_evaluation", "label_changes"}
+    assert {name: one["snapshot_id"] for name, one in by_asset.items()} == {
+        name: snapshot for name, snapshot in home.first.items() if name not in later
+    }
+    assert [one["aliases"] for one in found["registry"]] == [["candidate"]]
+    places = {one["snapshot_id"]: place for place, one in enumerate(found["snapshots"])}
+    assert all(places[up] < places[one["snapshot_id"]] for one in by_asset.values() for up in one["inputs"].values())
+    policy, reward = by_asset["ppo_policy"], by_asset["reward_model"]
+    assert policy["dagster_run_id"] and policy["mlflow_run_id"] and policy["settings"]["updates"] == 1
+    assert sum(reward["learned"].values()) == reward["row_counts"]["training_rows"]
+    labels = by_asset["harmlessness_preferences"]
+    assert labels["passport"]["passport_id"] == reward["passport"]
+
+
+def reached(found: dict[str, Any]) -> set[str]:
+    return {one["asset"] for one in found["learned"]}
+
+
+def test_a_row_is_followed_to_its_prompt_and_to_the_policy(home: Home) -> None:
+    warehouse, policy = home.warehouse, home.first["ppo_policy"]
+    label = warehouse.rows("labels", home.first["harmlessness_preferences"])[0]
+    found = trace_row(warehouse, label["label_id"])
+    assert [one["table"] for one in found["chain"]] == ["prompts", "pairs", "judgements", "judgements", "labels"]
+    assert found["chain"][-1]["p_a"] == label["p_a"] and found["chain"][2]["principle_text"]
+    pair = found["chain"][1]
+    assert pair["pair_id"] == label["pair_id"] and found["chain"][0]["prompt_id"] == pair["prompt_id"]
+    assert reached(found) == {"reward_model"} | {  # each half has some of the conversations
+        name
+        for name in ("reward_model_half_a", "reward_model_half_b")
+        if label["label_id"] in {row["row_id"] for row in warehouse.rows("training_rows", home.first[name])}
+    }
+    assert policy in found["policies"]
+    for row_id in (label["judgement_ids"][0], label["pair_id"], pair["response_a_id"], pair["prompt_id"]):
+        other = trace_row(warehouse, row_id)
+        assert reached(found) <= reached(other) and policy in other["policies"], row_id
+    assert {one["asset"] for one in found["snapshots"]} == {"harmlessness_preferences"}
+
+
+def test_a_revision_is_followed_through_its_critique(home: Home) -> None:
+    rows = home.warehouse.rows("revisions", home.first["revised_responses"])
+    used = {row["row_id"] for row in home.warehouse.rows("training_rows", home.first["sl_cai_checkpoint"])}
+    revision = next(row for row in rows if row["revision_id"] in used)
+    found = trace_row(home.warehouse, revision["revision_id"])
+    assert [one["table"] for one in found["chain"]] == ["prompts", "revisions", "revisions"]
+    first, last = found["chain"][1:]
+    assert (first["round"], last["round"]) == (0, 1) and last["critique"] == revision["critique"]
+    assert last["principle"] and last["principle_id"] == revision["principle_id"]
+    assert reached(found) == {"sl_cai_checkpoint"} and home.first["ppo_policy"] in found["policies"]
+    assert reached(trace_row(home.warehouse, first["id"])) == {"sl_cai_checkpoint"}  # by what was made of it
+
+
+def test_a_row_that_is_not_there_is_refused(home: Home) -> None:
+    with pytest.raises(StoreError, match=r"no prompt, response, revision, pair, label, judgement, .* nothing"):
+        trace_row(home.warehouse, "nothing")
+
+
+def test_a_principle_is_counted_in_what_it_touched(home: Home) -> None:
+    labels = home.warehouse.rows("labels", home.first["harmlessness_preferences"])
+    principle_id = labels[0]["principle_id"]
+    own = [row for row in labels if row["principle_id"] == principle_id]
+    found = trace_principle(home.warehouse, principle_id)
+    assert found["labels"] == len(own) and found["judgements"] >= 2 * len(own) and found["revisions"] == 0
+    assert found["kind"] == "judging" and home.first["ppo_policy"] in found["policies"]
+    assert trace_principle(home.warehouse, found["name"]) == found
+    revision = next(
+        row for row in home.warehouse.rows("revisions", home.first["revised_responses"]) if row["principle_id"]
+    )
+    critique = trace_principle(home.warehouse, revision["principle_id"])
+    assert critique["kind"] == "critique" and critique["revisions"] > 0 and critique["judgements"] == 0
+    with pytest.raises(StoreError, match=rf"no principle '{found['name']}x'.*{found['name']}"):
+        trace_principle(home.warehouse, found["name"] + "x")
+
+
+class Changed(NamedTuple):
+    """A second policy, made after one judging principle was reworded: its id, and the principle's rows."""
+
+    policy: str
+    principle: dict[str, Any]
+    reworded: dict[str, Any]
+    relabelled: list[str]
+
+
+@pytest.fixture(scope="module")
+def changed(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Changed:
+    """The home is as it was afterwards, but for what it knows."""
+    text = (Path(rlaif_assets.__path__[0]) / "constitutions" / "default.yaml").read_text()
+    labels = home.warehouse.rows("labels", home.first["harmlessness_preferences"])
+    used = {row["principle_id"] for row in labels}
+    principles = home.warehouse.rows("judging_principles", home.first["judging_constitution"])
+    principle = next(row for row in principles if row["principle_id"] in used and row["text"] in text)
+    mine = tmp_path_factory.mktemp("constitution") / "mine.yaml"
+    mine.write_text(text.replace(principle["text"], f"Think twice. {principle['text']}", 1))
+    assert home.run(None, f"constitution.path={mine}").success
+    now = home.ids()
+    reworded = home.warehouse.rows("judging_principles", now["judging_constitution"])
+    relabelled = [row["pair_id"] for row in labels if row["principle_id"] == principle["principle_id"]]
+    assert home.run().success and home.ids()["ppo_policy"] == home.first["ppo_policy"]
+    one = next(row for row in reworded if row["name"] == principle["name"])
+    return Changed(now["ppo_policy"], principle, one, sorted(relabelled))
+
+
+def test_a_reworded_principle_is_all_that_differs(home: Home, changed: Changed) -> None:
+    found = json.loads(json.dumps(diff_policies(home.warehouse, home.first["ppo_policy"], changed.policy, "test")))
+    assert [(one["principle"], one["change"]) for one in found["constitution"]] == [
+        (changed.principle["name"], "changed")
+    ]
+    assert found["constitution"][0]["words"][0] == ["+", "Think twice."]
+    rows = found["rows"]
+    assert set(rows) == {"harmlessness_preferences"}
+    assert (rows["harmlessness_preferences"]["added"], rows["harmlessness_preferences"]["removed"]) == ([], [])
+    assert rows["harmlessness_preferences"]["changed"] == changed.relabelled
+    assert found["settings"] == {} and found["code_versions"] == {} and found["judge"] is None
+    assert {"sl_cai_checkpoint", "response_pairs", "critique_constitution"} <= set(found["same"])
+    rates = []
+    for policy in (home.first["ppo_policy"], changed.policy):
+        evaluation = next(e for e in home.warehouse.list("policy_evaluation") if e.inputs["ppo_policy"] == policy)
+        rows = home.warehouse.rows("evaluation_rates", evaluation.snapshot_id)
+        own = [row for row in rows if row["split"] == "test" and "ppo" in row["subject"]]
+        rates.append({f"{row['subject']}/{row['measure']}": row["value"] for row in own})
+    assert {name for name, value in rates[0].items() if rates[1][name] != value} <= set(found["results"])
+    assert found["answers"] and all(one["a"]["text"] != one["b"]["text"] for one in found["answers"])
+
+
+def test_a_principle_reaches_the_policies_that_learned_under_it(home: Home, changed: Changed) -> None:
+    first = home.first["ppo_policy"]
+
+    def policies(principle_id: str) -> set[str]:
+        return set(trace_principle(home.warehouse, principle_id)["policies"]) & {first, changed.policy}
+
+    assert policies(changed.principle["principle_id"]) == {first}
+    assert policies(changed.reworded["principle_id"]) == {changed.policy}
+    labels = home.warehouse.rows("labels", home.first["harmlessness_preferences"])
+    kept = next(row["principle_id"] for row in labels if row["principle_id"] != changed.principle["principle_id"])
+    assert policies(kept) == {first, changed.policy}
+    with pytest.raises(StoreError, match=f"2 principles were called '{changed.principle['name']}'; give an id"):
+        trace_principle(home.warehouse, changed.principle["name"])
+
+
+def test_the_command_prints_the_difference(home: Home, changed: Changed) -> None:
+    words = ["diff", home.first["ppo_policy"], changed.policy, "--home", str(home.folder)]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 0, told.output
+    for part in (f"principle {changed.principle['name']} changed: +Think twice.", "answers that differ most"):
+        assert part in told.output
+    assert json.loads(CliRunner().invoke(app, [*words, "--json"]).output)["b"]["snapshot_id"] == changed.policy
+    wrong = CliRunner().invoke(app, ["diff", "@candidate", "reward_model", "--home", str(home.folder)])
+    assert wrong.exit_code == 1 and "name two of one asset" in wrong.output
+
+
+def test_changed_settings_are_named(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    for number, rate in enumerate((0.1, 0.2)):
+        record = SnapshotRecord(
+            asset="ppo_policy", key=f"k{number}", settings={"rate": rate, "seed": 0}, code_version=1
+        )
+        warehouse.publish(record, {"rollouts": []})
+    a, b = (one.snapshot_id for one in warehouse.list("ppo_policy"))
+    found = diff_policies(warehouse, a, b, "test")
+    assert found["settings"] == {"ppo_policy": {"rate": [0.1, 0.2]}} and found["results"] == {}
+    assert found["notes"] == [
+        f"{side}: ppo_policy {one} was never evaluated" for side, one in zip("ab", (a, b), strict=True)
+    ]
+
+
+def test_words_are_compared() -> None:
+    assert word_diff("choose the kind one", "choose the very kind one") == [
+        [" ", "choose the"],
+        ["+", "very"],
+        [" ", "kind one"],
+    ]
+    assert word_diff("", "new") == [["+", "new"]] and word_diff("old", "") == [["-", "old"]]
+
+
+def trace(home: Home, *words: str) -> Any:
+    return CliRunner().invoke(app, ["trace", *words, "--home", str(home.folder)])
+
+
+def test_the_command_prints_trees_chains_counts_json_and_a_page(home: Home, tmp_path: Path) -> None:
+    policy = home.first["ppo_policy"]
+    tree = trace(home, "@candidate")
+    assert tree.exit_code == 0 and tree.output.startswith("rlaif-policy/")
+    for words in (f"ppo_policy {policy}", "(above)", "Dagster run", "judge's passport", "trained on", "settings "):
+        assert words in tree.output, words
+    assert json.loads(trace(home, policy, "--json").output)["snapshot_id"] == policy
+    label = home.warehouse.rows("labels", home.first["harmlessness_preferences"])[0]
+    row = trace(home, "--row", label["label_id"])
+    assert f"labels {label['label_id']}" in row.output and "policies made from these (" in row.output
+    assert "judgements" in trace(home, "--principle", label["principle_id"]).output
+    page = tmp_path / "trace.html"
+    assert trace(home, "@candidate", "--html", str(page)).exit_code == 0
+    text = page.read_text()
+    assert all(
+        f'id="{snapshot}"' in text
+        for name, snapshot in home.first.items()
+        if "eval" not in name and name != "label_changes"
+    )
+    assert "src=" not in text and "<script" not in text
+
+
+def test_the_command_refuses_what_it_cannot_tell(home: Home, tmp_path: Path) -> None:
+    assert trace(home).exit_code == 2 and trace(home, "@candidate", "--row", "x").exit_code == 2
+    unknown = trace(home, "@champion")
+    assert unknown.exit_code == 1 and "no policy '@champion'" in unknown.output
+    missing = CliRunner().invoke(app, ["trace", "@candidate", "--home", str(tmp_path / "none")])
+    assert missing.exit_code == 1 and not (tmp_path / "none").exists()
+
+
+def test_neither_dagster_nor_mlflow_is_imported(home: Home) -> None:
+    code = (
+        "import sys; from rlaif_assets.cli import app; app(sys.argv[1:], standalone_mode=False);"
+        "heavy = {'dagster', 'mlflow', 'torch', 'transformers'} & sys.modules.keys();"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    words = ["trace", "@candidate", "--home", str(home.folder)]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_text_of_rows_is_not_read_as_markup(home: Home) -> None:
+    hostile = {"table": "prompts", "id": "p", "messages": [{"role": "user", "content": "[bold]x[/nothing] <b>"}]}
+    found = {"chain": [hostile], "learned": [], "policies": []}
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as seen:
+        console.print(lineage_view.row_view(found))
+    assert "user: [bold]x[/nothing] <b>" in seen.get()
+
+
+def test_the_registrys_record_keeps_every_move(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    registry.add_version(warehouse, "m", 1, "a")
+    registry.add_version(warehouse, "m", 2, "b")
+    registry.add_version(warehouse, "m", 2, "b")
+    for version in (1, 2, 2, 1):
+        registry.set_alias(warehouse, "m", "champion", version, "me", "why")
+    assert [(one.version, one.snapshot_id, one.aliases) for one in registry.versions(warehouse, "m")] == [
+        (1, "a", ("champion",)),
+        (2, "b", ()),
+    ]
+    assert registry.versions(warehouse, "other") == []
+    with pytest.raises(StoreError, match=r"m/2 is snapshot b .* not c"):
+        registry.add_version(warehouse, "m", 2, "c")
+    with warehouse.connection(read_only=True) as connection:
+        assert connection.execute("SELECT version FROM aliases ORDER BY position").fetchall() == [(1,), (2,), (1,)]
