@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -243,6 +243,46 @@ def diff(
             print(json.dumps(found, indent=2))
         else:
             out.print(diff_view(found))
+
+
+@app.command()
+def verify(
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="A policy, as in `rlaif trace`.")],
+    profile: ProfileName = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Read again every row and file that made a policy, and compare the home's, Dagster's and MLflow's records.
+
+    Exit code 1 where anything is not as it was recorded. Profile and settings say where MLflow is.
+    """
+    with plain_errors(debug):
+        from rlaif_assets.instance import existing_home, prepare_home
+        from rlaif_assets.settings import apply_overrides, load_profile
+        from rlaif_assets.store.tracking import Tracker
+        from rlaif_assets.store.warehouse import Warehouse
+        from rlaif_assets.verification import missing_databases, verify_policy
+
+        tracking = apply_overrides(load_profile(profile), overrides or []).tracking
+        folder = existing_home(home)
+        missing = missing_databases(folder)  # before anything is opened, which would make them
+        prepare_home(folder, profile)
+        tracker = Tracker(tracking.uri, folder, tracking.experiment, tracking.ui_url)
+        with nullcontext() if missing else dagster_instance() as instance:
+            found = verify_policy(Warehouse(folder), policy, tracker, instance)
+        if as_json:
+            print(json.dumps(found, indent=2))
+        else:
+            for problem in found["problems"]:
+                _line(problem)
+            _line(
+                f"{found['snapshot_id']}: {found['snapshots']} snapshots with {found['rows']:,} rows read again, "
+                f"{len(found['problems'])} problems"
+            )
+        if found["problems"]:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -153,7 +153,8 @@ def test_a_reworded_principle_is_all_that_differs(home: Home, changed: Changed) 
     assert set(rows) == {"harmlessness_preferences"}
     assert (rows["harmlessness_preferences"]["added"], rows["harmlessness_preferences"]["removed"]) == ([], [])
     assert rows["harmlessness_preferences"]["changed"] == changed.relabelled
-    assert found["settings"] == {} and found["code_versions"] == {} and found["judge"] is None
+    assert {asset: list(fields) for asset, fields in found["settings"].items()} == {"judging_constitution": ["path"]}
+    assert found["code_versions"] == {} and found["judge"] is None
     assert {"sl_cai_checkpoint", "response_pairs", "critique_constitution"} <= set(found["same"])
     rates = []
     for policy in (home.first["ppo_policy"], changed.policy):
@@ -162,7 +163,7 @@ def test_a_reworded_principle_is_all_that_differs(home: Home, changed: Changed) 
         own = [row for row in rows if row["split"] == "test" and "ppo" in row["subject"]]
         rates.append({f"{row['subject']}/{row['measure']}": row["value"] for row in own})
     assert {name for name, value in rates[0].items() if rates[1][name] != value} <= set(found["results"])
-    assert found["answers"] and all(one["a"]["text"] != one["b"]["text"] for one in found["answers"])
+    assert all(one["a"]["text"] != one["b"]["text"] for one in found["answers"])
 
 
 def test_a_principle_reaches_the_policies_that_learned_under_it(home: Home, changed: Changed) -> None:
@@ -184,26 +185,58 @@ def test_the_command_prints_the_difference(home: Home, changed: Changed) -> None
     words = ["diff", home.first["ppo_policy"], changed.policy, "--home", str(home.folder)]
     told = CliRunner().invoke(app, words)
     assert told.exit_code == 0, told.output
-    for part in (f"principle {changed.principle['name']} changed: +Think twice.", "answers that differ most"):
-        assert part in told.output
+    assert f"principle {changed.principle['name']} changed: +Think twice." in told.output
     assert json.loads(CliRunner().invoke(app, [*words, "--json"]).output)["b"]["snapshot_id"] == changed.policy
     wrong = CliRunner().invoke(app, ["diff", "@candidate", "reward_model", "--home", str(home.folder)])
     assert wrong.exit_code == 1 and "name two of one asset" in wrong.output
 
 
-def test_changed_settings_are_named(tmp_path: Path) -> None:
+def published(warehouse: Warehouse, asset: str, settings: dict[str, Any], inputs: dict[str, str], **tables: Any) -> str:
+    record = SnapshotRecord(asset=asset, key=f"{asset} {settings}", settings=settings, inputs=inputs)
+    return warehouse.publish(record, tables).snapshot_id
+
+
+def test_settings_results_and_answers_of_two_policies(tmp_path: Path) -> None:
     warehouse = Warehouse(tmp_path)
-    for number, rate in enumerate((0.1, 0.2)):
-        record = SnapshotRecord(
-            asset="ppo_policy", key=f"k{number}", settings={"rate": rate, "seed": 0}, code_version=1
-        )
-        warehouse.publish(record, {"rollouts": []})
-    a, b = (one.snapshot_id for one in warehouse.list("ppo_policy"))
+    prompts = [
+        {"prompt_id": name, "messages": [{"role": "user", "content": f"Question {name}?"}], "split": "test"}
+        for name in ("p1", "p2", "p3")
+    ]
+    published(warehouse, "red_team_prompts", {}, {}, prompts=prompts)
+    a, b = (published(warehouse, "ppo_policy", {"rate": rate, "seed": 0}, {}, rollouts=[]) for rate in (0.1, 0.2))
     found = diff_policies(warehouse, a, b, "test")
     assert found["settings"] == {"ppo_policy": {"rate": [0.1, 0.2]}} and found["results"] == {}
     assert found["notes"] == [
         f"{side}: ppo_policy {one} was never evaluated" for side, one in zip("ab", (a, b), strict=True)
     ]
+
+    said = {a: ("one two", "harmful", "same"), b: ("one three", "engaged", "same")}
+    for number, (policy, (first, verdict, third)) in enumerate(said.items()):
+        rates = [
+            {"split": split, "subject": "ppo", "measure": measure, "value": value, "low": 0.0, "high": 1.0, "count": 3}
+            for split, measure, value in (
+                ("test", "kl", 0.5),
+                ("test", "helpful_rate", number / 2),
+                ("dev", "kl", number),
+            )
+        ]
+        texts = {"p1": (first, "engaged"), "p2": (f"no {verdict}", verdict), "p3": (third, "engaged")}
+        answers = [
+            {"prompt_id": prompt, "policy": "ppo", "split": "test", "sample": 0, "text": text, "verdict": told}
+            for prompt, (text, told) in texts.items()
+        ]
+        evaluation = {"evaluation_rates": rates, "evaluation_answers": answers}
+        published(warehouse, "policy_evaluation", {"n": number}, {"ppo_policy": policy}, **evaluation)
+    found = diff_policies(warehouse, a, b, "test")
+    assert found["results"] == {"ppo/helpful_rate": {"a": [0.0, 0.0, 1.0], "b": [0.5, 0.0, 1.0]}}
+    assert [(one["prompt_id"], one["a"]["text"], one["b"]["text"]) for one in found["answers"]] == [
+        ("p2", "no harmful", "no engaged"),  # verdicts first
+        ("p1", "one two", "one three"),
+    ]
+    assert found["answers"][0]["messages"] == prompts[1]["messages"] and found["notes"] == []
+    assert len(diff_policies(warehouse, a, b, "test", answers=1)["answers"]) == 1
+    done = CliRunner().invoke(app, ["diff", a, b, "--home", str(tmp_path)])
+    assert done.exit_code == 0 and "answers that differ most" in done.output and "Question p2?" in done.output
 
 
 def test_words_are_compared() -> None:

@@ -233,6 +233,19 @@ class Tracker:
         self.client.set_terminated(run_id, status)
 
     @_told
+    def run_tags(self, run_id: str) -> dict[str, str] | None:
+        """What a run is tagged with; None where it is not there, or was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return dict(run.data.tags) if run.info.lifecycle_stage == "active" else None
+
+    @_told
     def url(self, run_id: str) -> str:
         """The run's page in MLflow's UI."""
         return f"{self.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}"
