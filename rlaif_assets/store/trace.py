@@ -7,13 +7,16 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlaif_assets.settings import nearest
 from rlaif_assets.store import registry
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.lineage import ancestry
-from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, rows_where
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection as Connection
 
 POLICY = "ppo_policy"
 PASSPORT = "passport"
@@ -71,6 +74,8 @@ def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
     """
     asked = find_snapshot(warehouse, name)
     records = ancestry(warehouse, asked.snapshot_id)
+    with warehouse.connection(read_only=True) as connection:
+        learned = _learned_by_source(connection, [record.snapshot_id for record in records])
     return {
         "asked": name,
         "snapshot_id": asked.snapshot_id,
@@ -79,19 +84,24 @@ def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
             for one in registry.versions(warehouse)
             if one.snapshot_id == asked.snapshot_id
         ],
-        "snapshots": [_told(warehouse, record) for record in records],
+        "snapshots": [
+            dataclasses.asdict(record)
+            | {"learned": learned.get(record.snapshot_id, {}), PASSPORT: record.metrics.get(PASSPORT)}
+            for record in records
+        ],
     }
 
 
-def _told(warehouse: Warehouse, record: SnapshotRecord) -> dict[str, Any]:
-    told = dataclasses.asdict(record) | {"learned": {}}
-    if record.row_counts.get("training_rows"):
-        query = (
-            "SELECT source || '/' || role, count(*) FROM training_rows WHERE snapshot_id = ? GROUP BY ALL ORDER BY ALL"
-        )
-        told["learned"] = dict(_select(warehouse, query, [record.snapshot_id]))
-    told[PASSPORT] = record.metrics.get(PASSPORT)
-    return told
+def _learned_by_source(connection: "Connection", snapshot_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Training rows by "source/role", of each of these snapshots that trained."""
+    query = (
+        "SELECT snapshot_id, source || '/' || role AS what, count(*) FROM training_rows"
+        " WHERE snapshot_id IN (SELECT unnest(?)) GROUP BY ALL ORDER BY ALL"
+    )
+    found: dict[str, dict[str, int]] = {}
+    for snapshot_id, what, count in _select(connection, query, [list(snapshot_ids)]):
+        found.setdefault(snapshot_id, {})[what] = count
+    return found
 
 
 def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
@@ -103,19 +113,17 @@ def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
     of it, {asset, snapshot_id, role, rows}. policies: ids of the policies made from any of these.
     Raises StoreError where no row has this id.
     """
-    kind, row = _find_row(warehouse, row_id)
-    chain = list(_chain(warehouse, kind, row))
-    made = _rows_made_of(warehouse, kind, row_id)
-    holders = _holders(warehouse, kind, row_id)
-    learned = _learned(warehouse, made)
-    return {
-        "row_id": row_id,
-        "table": kind,
-        "chain": chain,
-        "snapshots": holders,
-        "learned": learned,
-        "policies": _policies_from(warehouse, {one["snapshot_id"] for one in learned}),
-    }
+    with warehouse.connection(read_only=True) as connection:
+        kind, row = _find_row(connection, row_id)
+        learned = _learned(connection, _rows_made_of(connection, kind, row_id))
+        return {
+            "row_id": row_id,
+            "table": kind,
+            "chain": list(_chain(connection, kind, row)),
+            "snapshots": _holders(connection, kind, row_id),
+            "learned": learned,
+            "policies": _policies_from(connection, {one["snapshot_id"] for one in learned}),
+        }
 
 
 def trace_principle(warehouse: Warehouse, name: str) -> dict[str, Any]:
@@ -124,107 +132,108 @@ def trace_principle(warehouse: Warehouse, name: str) -> dict[str, Any]:
     Counts are of distinct rows: judgements under it, labels that one of these is in, revisions that it asked for.
     learned and policies: as of `trace_row`, over all of these labels and revisions. Raises StoreError.
     """
-    principle = _find_principle(warehouse, name)
-    principle_id = principle["principle_id"]
-    judgements = _select(warehouse, "SELECT count(*) FROM judgements WHERE principle_id = ?", [principle_id])[0][0]
-    labels = _labels_under(warehouse, principle_id)
-    revisions = _ids(warehouse, "SELECT DISTINCT revision_id FROM revisions WHERE principle_id = ?", [principle_id])
-    learned = _learned(warehouse, [*labels, *revisions])
-    return principle | {
-        "judgements": judgements,
-        "labels": len(labels),
-        "revisions": len(revisions),
-        "learned": learned,
-        "policies": _policies_from(warehouse, {one["snapshot_id"] for one in learned}),
-    }
+    with warehouse.connection(read_only=True) as connection:
+        principle = _find_principle(connection, name)
+        one = [principle["principle_id"]]
+        judgements = _select(connection, "SELECT count(*) FROM judgements WHERE principle_id = ?", one)[0][0]
+        labels = _labels_under(connection, principle["principle_id"])
+        revisions = _ids(connection, "SELECT DISTINCT revision_id FROM revisions WHERE principle_id = ?", one)
+        learned = _learned(connection, [*labels, *revisions])
+        return principle | {
+            "judgements": judgements,
+            "labels": len(labels),
+            "revisions": len(revisions),
+            "learned": learned,
+            "policies": _policies_from(connection, {found["snapshot_id"] for found in learned}),
+        }
 
 
 # Rows
 
 
-def _find_row(warehouse: Warehouse, row_id: str) -> tuple[str, dict[str, Any]]:
+def _find_row(connection: "Connection", row_id: str) -> tuple[str, dict[str, Any]]:
     for table, column in ROW_TABLES.items():
-        if rows := warehouse.where(table, column, row_id):
+        if rows := rows_where(connection, table, column, row_id):
             return table, rows[0]
-    if rows := warehouse.where("judgements", "judgement_id", row_id):
+    if rows := rows_where(connection, "judgements", "judgement_id", row_id):
         return "judgements", rows[0]
     for side in ("a", "b"):
-        if rows := warehouse.where("pairs", f"response_{side}_id", row_id):
+        if rows := rows_where(connection, "pairs", f"response_{side}_id", row_id):
             pair = rows[0]
             response = {"response_id": row_id, "prompt_id": pair["prompt_id"], "text": pair[f"response_{side}"]}
             return "responses", response | {"seed": pair[f"seed_{side}"], "pair_id": pair["pair_id"]}
-    raise StoreError(
-        f"no prompt, response, revision, pair, label, judgement, comparison or verdict {row_id} in {warehouse.path}"
-    )
+    raise StoreError(f"no prompt, response, revision, pair, label, judgement, comparison or verdict {row_id}")
 
 
-def _chain(warehouse: Warehouse, kind: str, row: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+def _chain(connection: "Connection", kind: str, row: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """What a row was made of, oldest first, and the row itself."""
     one = ROW_TABLES.get(kind, {"judgements": "judgement_id", "responses": "response_id"}.get(kind, ""))
     own = {"table": kind, "id": row[one], **row}
     if kind in ("revisions", "answers", "pairs", "responses"):
         if kind == "revisions" and row["parent_id"]:
-            yield from _chain(warehouse, "revisions", warehouse.where("revisions", "revision_id", row["parent_id"])[0])
+            yield from _chain(
+                connection, "revisions", rows_where(connection, "revisions", "revision_id", row["parent_id"])[0]
+            )
         else:
-            for prompt in warehouse.where("prompts", "prompt_id", row["prompt_id"])[:1]:
-                yield from _chain(warehouse, "prompts", prompt)
+            for prompt in rows_where(connection, "prompts", "prompt_id", row["prompt_id"])[:1]:
+                yield from _chain(connection, "prompts", prompt)
     elif kind in ("labels", "judgements", "human_verdicts") and row["pair_id"]:
-        for pair in warehouse.where("pairs", "pair_id", row["pair_id"])[:1]:
-            yield from _chain(warehouse, "pairs", pair)
+        for pair in rows_where(connection, "pairs", "pair_id", row["pair_id"])[:1]:
+            yield from _chain(connection, "pairs", pair)
     if kind == "labels":
         for judgement_id in row["judgement_ids"] or ():
-            for judgement in warehouse.where("judgements", "judgement_id", judgement_id):
-                yield _with_principle(warehouse, {"table": "judgements", "id": judgement_id, **judgement})
+            for judgement in rows_where(connection, "judgements", "judgement_id", judgement_id):
+                yield _with_principle(connection, {"table": "judgements", "id": judgement_id, **judgement})
         for verdict_id in row["verdict_ids"] or ():
-            for verdict in warehouse.where("human_verdicts", "verdict_id", verdict_id)[:1]:
+            for verdict in rows_where(connection, "human_verdicts", "verdict_id", verdict_id)[:1]:
                 yield {"table": "human_verdicts", "id": verdict_id, **verdict}
-    yield _with_principle(warehouse, own)
+    yield _with_principle(connection, own)
 
 
-def _with_principle(warehouse: Warehouse, row: dict[str, Any]) -> dict[str, Any]:
+def _with_principle(connection: "Connection", row: dict[str, Any]) -> dict[str, Any]:
     """The row with its principle's name and what it says."""
     if row.get("principle_id"):
         for table in PRINCIPLE_TABLES:
-            for found in warehouse.where(table, "principle_id", row["principle_id"])[:1]:
+            for found in rows_where(connection, table, "principle_id", row["principle_id"])[:1]:
                 text = found.get("text") or f"{found['critique_request']} / {found['revision_request']}"
                 return row | {"principle": found["name"], "principle_text": text}
     return row
 
 
-def _rows_made_of(warehouse: Warehouse, kind: str, row_id: str) -> list[str]:
+def _rows_made_of(connection: "Connection", kind: str, row_id: str) -> list[str]:
     """Ids that trainers were told of: the row's own and those of the labels and revisions made of it."""
     one = [row_id]
     if kind == "judgements":
         query = "SELECT DISTINCT label_id FROM labels WHERE list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), ?)"
-        return [*one, *_ids(warehouse, query, one)]
+        return [*one, *_ids(connection, query, one)]
     if kind == "human_verdicts":
         query = "SELECT DISTINCT label_id FROM labels WHERE list_contains(from_json(verdict_ids, '[\"VARCHAR\"]'), ?)"
-        return [*one, *_ids(warehouse, query, one)]
+        return [*one, *_ids(connection, query, one)]
     if kind == "responses":
         query = (
             "SELECT DISTINCT label_id FROM labels SEMI JOIN"
             " (SELECT pair_id FROM pairs WHERE ? IN (response_a_id, response_b_id)) USING (pair_id)"
         )
-        return [*one, *_ids(warehouse, query, one)]
+        return [*one, *_ids(connection, query, one)]
     if kind == "pairs":
-        return [*one, *_ids(warehouse, "SELECT DISTINCT label_id FROM labels WHERE pair_id = ?", one)]
+        return [*one, *_ids(connection, "SELECT DISTINCT label_id FROM labels WHERE pair_id = ?", one)]
     if kind == "revisions":
         query = (
             "WITH RECURSIVE later(id) AS (SELECT ? UNION SELECT revision_id FROM revisions JOIN later"
             " ON parent_id = id) SELECT id FROM later"
         )
-        return _ids(warehouse, query, one)
+        return _ids(connection, query, one)
     if kind == "prompts":
         query = (
             "SELECT DISTINCT revision_id FROM revisions WHERE prompt_id = $id UNION SELECT DISTINCT answer_id FROM"
             " answers WHERE prompt_id = $id UNION SELECT DISTINCT label_id FROM labels SEMI JOIN"
             " (SELECT pair_id FROM pairs WHERE prompt_id = $id) USING (pair_id)"
         )
-        return [*one, *_ids(warehouse, query, {"id": row_id})]
+        return [*one, *_ids(connection, query, {"id": row_id})]
     return one
 
 
-def _holders(warehouse: Warehouse, kind: str, row_id: str) -> list[dict[str, Any]]:
+def _holders(connection: "Connection", kind: str, row_id: str) -> list[dict[str, Any]]:
     """The snapshots that hold the row; of a judgement those whose labels name it."""
     if kind == "judgements":
         where = "labels WHERE list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), $id)"
@@ -237,29 +246,29 @@ def _holders(warehouse: Warehouse, kind: str, row_id: str) -> list[dict[str, Any
         f" (SELECT snapshot_id FROM {where}) USING (snapshot_id) ORDER BY position"
     )
     names = ("asset", "snapshot_id", "created_at")
-    return [dict(zip(names, row, strict=True)) for row in _select(warehouse, query, {"id": row_id})]
+    return [dict(zip(names, row, strict=True)) for row in _select(connection, query, {"id": row_id})]
 
 
 # Principles
 
 
-def _find_principle(warehouse: Warehouse, name: str) -> dict[str, Any]:
+def _find_principle(connection: "Connection", name: str) -> dict[str, Any]:
     names: set[str] = set()
     for table in PRINCIPLE_TABLES:
         kind = "judging" if table == "judging_principles" else "critique"
         for column in ("principle_id", "name"):
-            found = warehouse.where(table, column, name)
+            found = rows_where(connection, table, column, name)
             texts = {row["principle_id"]: row for row in found}
             if len(texts) > 1:
                 raise StoreError(f"{len(texts)} principles were called {name!r}; give an id: {', '.join(texts)}")
             for row in texts.values():
                 text = row.get("text") or f"{row['critique_request']} / {row['revision_request']}"
                 return {"principle_id": row["principle_id"], "name": row["name"], "text": text, "kind": kind}
-        names |= set(_ids(warehouse, f'SELECT DISTINCT name FROM "{table}"', []))
-    raise StoreError(f"no principle {name!r} in {warehouse.path}: {nearest(name, sorted(names))}")
+        names |= set(_ids(connection, f'SELECT DISTINCT name FROM "{table}"', []))
+    raise StoreError(f"no principle {name!r}: {nearest(name, sorted(names))}")
 
 
-def _labels_under(warehouse: Warehouse, principle_id: str) -> list[str]:
+def _labels_under(connection: "Connection", principle_id: str) -> list[str]:
     """Labels of one principle, and those averaged over several of which this was one."""
     query = (
         "SELECT DISTINCT label_id FROM labels WHERE principle_id = $id UNION SELECT DISTINCT label_id FROM"
@@ -267,13 +276,13 @@ def _labels_under(warehouse: Warehouse, principle_id: str) -> list[str]:
         " WHERE principle_id IS NULL) SEMI JOIN (SELECT judgement_id FROM judgements WHERE principle_id = $id)"
         " USING (judgement_id)"
     )
-    return _ids(warehouse, query, {"id": principle_id})
+    return _ids(connection, query, {"id": principle_id})
 
 
 # What learned from rows
 
 
-def _learned(warehouse: Warehouse, row_ids: Sequence[str]) -> list[dict[str, Any]]:
+def _learned(connection: "Connection", row_ids: Sequence[str]) -> list[dict[str, Any]]:
     import pyarrow as pa
 
     query = (
@@ -281,15 +290,14 @@ def _learned(warehouse: Warehouse, row_ids: Sequence[str]) -> list[dict[str, Any
         " FROM training_rows SEMI JOIN wanted ON training_rows.row_id = wanted.id GROUP BY ALL)"
         " JOIN snapshots USING (snapshot_id) ORDER BY snapshots.position, role"
     )
-    with warehouse.connection(read_only=True) as connection:
-        connection.register("wanted", pa.table({"id": pa.array(list(row_ids), pa.string())}))
-        found = connection.execute(query).fetchall()
+    connection.register("wanted", pa.table({"id": pa.array(list(row_ids), pa.string())}))
+    found = connection.execute(query).fetchall()
     return [dict(zip(("asset", "snapshot_id", "role", "rows"), row, strict=True)) for row in found]
 
 
-def _policies_from(warehouse: Warehouse, sources: set[str]) -> list[str]:
+def _policies_from(connection: "Connection", sources: set[str]) -> list[str]:
     """Ids of the policies that have one of these snapshots among their ancestors, oldest first."""
-    rows = _select(warehouse, "SELECT snapshot_id, asset, inputs FROM snapshots ORDER BY position", [])
+    rows = _select(connection, "SELECT snapshot_id, asset, inputs FROM snapshots ORDER BY position", [])
     reached = set(sources)
     policies = []
     for snapshot_id, asset, inputs in rows:  # inputs are published before what reads them
@@ -300,10 +308,9 @@ def _policies_from(warehouse: Warehouse, sources: set[str]) -> list[str]:
     return policies
 
 
-def _select(warehouse: Warehouse, query: str, values: Sequence[Any] | dict[str, Any]) -> list[tuple[Any, ...]]:
-    with warehouse.connection(read_only=True) as connection:
-        return connection.execute(query, values).fetchall()
+def _select(connection: "Connection", query: str, values: Sequence[Any] | dict[str, Any]) -> list[tuple[Any, ...]]:
+    return connection.execute(query, values).fetchall()
 
 
-def _ids(warehouse: Warehouse, query: str, values: Sequence[Any] | dict[str, Any]) -> list[str]:
-    return sorted(str(row[0]) for row in _select(warehouse, query, values))
+def _ids(connection: "Connection", query: str, values: Sequence[Any] | dict[str, Any]) -> list[str]:
+    return sorted(str(row[0]) for row in _select(connection, query, values))

@@ -226,18 +226,9 @@ class Warehouse:
         return [_decoded(names, row, kinds) for row in found]
 
     def where(self, table: str, column: str, value: str) -> list[Row]:
-        """The rows of any snapshot, newest snapshot first, in which the column has this value; `snapshot_id` is among
-        their columns but for judgements, which are of none."""
-        kinds = schema()[table]
-        if column not in kinds:
-            raise StoreError(f"{table} has no column {column!r}: {nearest(column, sorted(kinds))}")
-        newest = "ORDER BY (SELECT s.position FROM snapshots s WHERE s.snapshot_id = t.snapshot_id) DESC"
-        order = newest if "snapshot_id" in kinds else ""
-        names = [name for name in kinds if name != "position"]
-        query = f'SELECT {_quoted(names)} FROM "{table}" t WHERE "{column}" = ? {order}'
+        """See `rows_where`."""
         with self.connection(read_only=True) as connection:
-            found = connection.execute(query, [value]).fetchall()
-        return [_decoded(names, row, kinds) for row in found]
+            return rows_where(connection, table, column, value)
 
     def named(self, beginning: str) -> "list[SnapshotRecord]":
         """The snapshots whose id begins like this, of which 8 digits at least must be given."""
@@ -346,6 +337,23 @@ class Warehouse:
     def list(self, asset: str | None = None) -> "list[SnapshotRecord]":
         """All snapshots, oldest first; of one asset where it is named."""
         return self._snapshots("asset = ?", [asset]) if asset else self._snapshots("true", [])
+
+
+def rows_where(connection: "duckdb.DuckDBPyConnection", table: str, column: str, value: str) -> list[Row]:
+    """The rows of any snapshot, newest snapshot first, in which the column has this value; `snapshot_id` is among their
+    columns but for judgements, which are of none."""
+    kinds = schema()[table]
+    if column not in kinds:
+        raise StoreError(f"{table} has no column {column!r}: {nearest(column, sorted(kinds))}")
+    names = [name for name in kinds if name != "position"]
+    query = f'SELECT {_quoted(names)} FROM "{table}" WHERE "{column}" = ?'
+    if "snapshot_id" in kinds:
+        columns = ", ".join(f't."{name}"' for name in names)
+        query = (
+            f'SELECT {columns} FROM "{table}" t LEFT JOIN snapshots USING (snapshot_id) WHERE t."{column}" = ?'
+            " ORDER BY snapshots.position DESC, t.position"
+        )
+    return [_decoded(names, row, kinds) for row in connection.execute(query, [value]).fetchall()]
 
 
 def table_columns(table: str) -> dict[str, str]:
