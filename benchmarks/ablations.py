@@ -9,6 +9,7 @@ again. The copies are removed.
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 from benchmarks.marked_page import around_results, put_results
 from rlaif_assets.evaluation.report import ReportError, build_report
 from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.lineage import ancestry
 from rlaif_assets.store.warehouse import Warehouse
 
 FOLDER = Path(__file__).parent.parent / "build" / "ablations"
@@ -63,18 +65,33 @@ class AblationError(ValueError):
 
 
 def run_ablation(home: Path, name: str, work: Path) -> dict[str, Any]:
-    """The reports of a copy of `home`, run again with the ablation's settings on one thread."""
+    """The reports of a copy of `home`, run again with the ablation's settings on one thread; or `failed`, why not."""
     row: dict[str, Any] = {"home": home.name, "evaluation": evaluation(home), "ablation": name}
-    copy = home
-    if name != AS_IT_IS:
-        copy = Path(shutil.copytree(home, work / "home"))
-        settings = [part for one in ("compute.threads=1", *ABLATIONS[name].sets) for part in ("--set", one)]
-        seed = str(reports(home)["test"]["seed"])
-        command = [sys.executable, "-m", "rlaif_assets.cli", "run", "--home", str(copy), "--seed", seed, *settings]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise AblationError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    if name == AS_IT_IS:
+        return row | {"reports": reports(home)}
+    copy = Path(shutil.copytree(home, work / "home"))
+    settings = [part for one in ("compute.threads=1", *ABLATIONS[name].sets) for part in ("--set", one)]
+    seed = str(reports(home)["test"]["seed"])
+    command = [sys.executable, "-m", "rlaif_assets.cli", "run", "--home", str(copy), "--seed", seed, *settings]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return row | {"failed": done.stderr[-2000:].strip()}
+    require_all_else_equal(Warehouse(home), Warehouse(copy), {one.partition(".")[0] for one in ABLATIONS[name].sets})
     return row | {"reports": reports(copy)}
+
+
+def require_all_else_equal(home: Warehouse, copy: Warehouse, changed: set[str]) -> None:
+    """Raises AblationError where a snapshot of the copy is another one although neither its own settings were changed
+    nor what it is made from: the home was made with other settings or another version of the program."""
+    before, after = ({one.asset: one for one in ancestry(place, evaluation(place.home))} for place in (home, copy))
+    for asset, record in after.items():
+        own = before.get(asset)
+        same_inputs = own is not None and own.inputs == record.inputs
+        if own is not None and same_inputs and asset not in changed and own.snapshot_id != record.snapshot_id:
+            raise AblationError(
+                f"{home.home}: {asset} was made anew although nothing before it changed: make the home with the "
+                "profile and the version of the program that the ablations run with"
+            )
 
 
 def evaluation(home: Path) -> str:
@@ -90,7 +107,7 @@ def reports(home: Path) -> dict[str, Any]:
 
 
 def run_ablations(homes: Sequence[Path], names: Sequence[str], output: Path) -> list[dict[str, Any]]:
-    """The rows of these homes and ablations; those that `output` lacks are made and added."""
+    """All rows of these homes that `output` has, after those that are named and missing were made and added."""
     output.mkdir(parents=True, exist_ok=True)
     file = output / "ablations.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -105,7 +122,8 @@ def run_ablations(homes: Sequence[Path], names: Sequence[str], output: Path) -> 
                 done[key] = run_ablation(home, name, Path(work))
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(done[key], sort_keys=True) + "\n")
-    return [done[evaluation(home), name] for name in (AS_IT_IS, *names) for home in homes]
+    keys = [(evaluation(home), name) for name in ABLATIONS for home in homes]
+    return [done[key] for key in keys if key in done]
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], split: str = "test") -> str:
@@ -113,17 +131,20 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], split: str = "test") -> st
     profile's own runs with the standard error of the paired differences."""
     groups: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(row["ablation"], {})[row["evaluation"]] = row["reports"][split]
+        if "failed" not in row:
+            groups.setdefault(row["ablation"], {})[row["evaluation"]] = row["reports"][split]
     lines = [f"| {split}, mean (each seed) | {' | '.join(MEASURES)} |", "| --- |" + " ---: |" * len(MEASURES)]
     for name, reports_of in groups.items():
         cells = [_cell(measure, path, reports_of, groups[AS_IT_IS]) for measure, path in MEASURES.items()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     seeds = ", ".join(str(report["seed"]) for report in groups[AS_IT_IS].values())
-    lines += [
-        "",
-        f"Seeds {seeds}. Below the mean: each seed; then the mean difference from the first row, pair by pair,",
+    told = (
+        "Below the mean: each seed; then the mean difference from the first row, pair by pair, and its standard error."
+    )
+    failed = [
+        f"- {row['ablation']}, {row['home']}: {row['failed'].splitlines()[-1]}" for row in rows if "failed" in row
     ]
-    return "\n".join([*lines, "and its standard error."])
+    return "\n".join([*lines, "", f"Seeds {seeds}. {told}", *(["", "Stopped:", "", *failed] if failed else [])])
 
 
 def _cell(measure: str, path: Sequence[str], found: Mapping[str, Any], own: Mapping[str, Any]) -> str:
@@ -140,9 +161,10 @@ def _cell(measure: str, path: Sequence[str], found: Mapping[str, Any], own: Mapp
 
 
 def _value(report: Any, path: Iterable[str]) -> float:
+    """Not a number where it could not be told."""
     for name in path:
         report = report[name]
-    return float(report)
+    return math.nan if report is None else float(report)
 
 
 def _shown(measure: str, value: float) -> str:
@@ -157,7 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the table between this file's markers")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     chosen = parser.parse_args(arguments)
-    names = chosen.only.split(",") if chosen.only else [name for name in ABLATIONS if name != AS_IT_IS]
+    names = (
+        [name.strip() for name in chosen.only.split(",")]
+        if chosen.only
+        else [name for name in ABLATIONS if name != AS_IT_IS]
+    )
     try:
         unknown = [name for name in names if name not in ABLATIONS]
         if unknown:

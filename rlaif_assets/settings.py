@@ -287,7 +287,7 @@ class RewardModelSettings(Settings):
         default=True, description="start from pmp_checkpoint; false starts from base_model (ablation)"
     )
     labels: Literal["soft", "hard"] = Field(
-        default="soft", description="AI labels as they are, or rounded to 0 or 1 (ablation)"
+        default="soft", description="AI labels trained on as they are, or rounded to 0 or 1 (ablation)"
     )
     seed: Seed = 0
 

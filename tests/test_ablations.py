@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import ablations
 from rlaif_assets.settings import apply_overrides, load_profile
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
 
 def report(seed: int, harmless: float) -> dict[str, Any]:
@@ -47,6 +48,30 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert ablations.run_ablations(homes, ["no PMP"], output) == first and len(asked) == 4
     assert [json.loads(line) for line in (output / "ablations.jsonl").read_text().splitlines()] == first
     assert [path.name for path in output.iterdir()] == ["ablations.jsonl"]
+
+
+def test_a_failed_run_is_told_and_not_counted():
+    own = [row("a", ablations.AS_IT_IS, 0, 0.9), row("b", ablations.AS_IT_IS, 1, 0.8)]
+    failed = {"home": "b", "evaluation": "b", "ablation": "no PMP", "failed": "x\nerror: the gate closed"}
+    table = ablations.markdown_table([*own, row("a", "no PMP", 0, 0.8), failed])
+    assert "| no PMP | 80.0%<br>80.0% |" in table and "- no PMP, b: error: the gate closed" in table
+
+
+def test_a_home_that_was_made_otherwise_is_refused(tmp_path: Path):
+    def made(name: str, pairs: str, rate: float) -> Warehouse:
+        warehouse = Warehouse(tmp_path / name)
+        inputs: dict[str, str] = {}
+        for asset, key in (("response_pairs", pairs), ("ppo_policy", f"{rate}"), ("policy_evaluation", "e")):
+            record = SnapshotRecord(asset=asset, key=f"{key} {inputs}", inputs=dict(inputs))
+            found = warehouse.publish(record, {"answers": []})
+            warehouse.record_materialization(found.snapshot_id, None, reused=False)
+            inputs = {asset: found.snapshot_id}
+        return warehouse
+
+    home = made("home", "p", 0.1)
+    ablations.require_all_else_equal(home, made("copy", "p", 0.2), {"ppo_policy"})
+    with pytest.raises(ablations.AblationError, match="response_pairs was made anew although nothing before it"):
+        ablations.require_all_else_equal(home, made("other", "q", 0.2), {"ppo_policy"})
 
 
 @pytest.mark.parametrize("name", [name for name in ablations.ABLATIONS if name != ablations.AS_IT_IS])

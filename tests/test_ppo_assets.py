@@ -93,7 +93,11 @@ def test_halves_that_learned_from_other_labels_do_not_watch(home: Home) -> None:
         [*labelled, "reward_model_half_a"], "harmlessness_preferences.seed=9", "ppo_policy.reward=reward_model_half_b"
     )
     assert "heldout_score" in home.warehouse.get(metadata(paid)["ppo_policy"]["snapshot_id"]).metrics
-    assert home.run([*labelled, "reward_model_half_a"]).success
+    compared = ["helpfulness_preferences", "reward_model", "ppo_policy"]
+    for change in ("helpfulness_preferences.limit=15", "reward_model.labels=hard"):
+        moved = home.run(compared, "harmlessness_preferences.seed=9", change)
+        assert "heldout_score" not in home.warehouse.get(metadata(moved)["ppo_policy"]["snapshot_id"]).metrics, change
+    assert home.run([*labelled, "helpfulness_preferences", "reward_model_half_a"]).success
     assert home.ids()["ppo_policy"] == home.first["ppo_policy"]
 
 

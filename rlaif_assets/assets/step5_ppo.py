@@ -12,9 +12,10 @@ from rlaif_assets.assets.judges import judge_source_of
 from rlaif_assets.assets.recording import Product, Stage
 from rlaif_assets.devices import POOL
 from rlaif_assets.resources import ON_GPUS, Compute, Storage, Tracking
-from rlaif_assets.settings import PpoPolicySettings
+from rlaif_assets.settings import PpoPolicySettings, RewardModelSettings
 
 if TYPE_CHECKING:
+    from rlaif_assets.store.warehouse import SnapshotRecord
     from rlaif_assets.training.ppo import PpoResult
     from rlaif_assets.training.rewards import RewardSource
 
@@ -26,7 +27,6 @@ CURVES = (
 )
 HALVES = {"reward_model_half_a", "reward_model_half_b"}
 PREFERENCE_MODELS = {"reward_model", *HALVES}
-COMPARED = ("harmlessness_preferences", "helpfulness_preferences")
 JUDGE = "judge"
 
 
@@ -112,18 +112,23 @@ def reward_of(stage: Stage, config: PpoPolicyConfig) -> "RewardSource":
 
 
 def heldout_of(stage: Stage, config: PpoPolicyConfig) -> list[Path]:
-    """The models on half of the data that did not pay the policy, if they learned from what the reward model did."""
-    learned = {name: stage.inputs[name].inputs for name in ("reward_model", *HALVES)}
+    """The models on half of the data that did not pay the policy, if they learned as the reward model did."""
+    made = {name: learned_from(stage.inputs[name]) for name in ("reward_model", *HALVES)}
     found = []
     for name in sorted(HALVES - {config.reward}):
-        if all(learned[name][data] == learned["reward_model"][data] for data in COMPARED):
+        if made[name] == made["reward_model"]:
             found.append(stage.folder(name))
         else:
             stage.context.log.warning(
-                f"{name} learned from other labels or comparisons than reward_model: the policy is not measured by it; "
-                "materialize it"
+                f"{name} was made from other data or with other settings than reward_model: the policy is not measured "
+                "by it; materialize it"
             )
     return found
+
+
+def learned_from(record: "SnapshotRecord") -> tuple[dict[str, str], dict[str, Any]]:
+    """The inputs of a reward model, and the settings that decide what it learns."""
+    return record.inputs, {name: record.settings.get(name) for name in RewardModelSettings.model_fields}
 
 
 def identity(config: PpoPolicyConfig) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def _against_people(which: str, probes: Mapping[str, Sequence[AuditProbe]], evid
         told += f": {found['agreement']:.1%} [{low:.1%}, {high:.1%}] agree; the shorter text wins on "
         told += f"{found['shorter']:.1%}, the longer on {found['longer']:.1%}"
         if found["prompts"] < FEW_PROMPTS:
-            told += f"; {found['prompts']} prompts are too few for the interval to be trusted"
+            told += f"; of {found['prompts']} prompts, too few for the interval to be trusted"
     enough = found["decided"] and 2 * found["decided"] >= len(pairs)
     margin = found["margin_interval"][0] if enough else None
     calibrated = f"Brier score {found['brier']:.3f} of {found['pairs']} labels" if found["pairs"] else "no label"

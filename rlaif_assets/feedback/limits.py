@@ -59,7 +59,7 @@ RULES: dict[str, Rule] = {
         "interval. A judge that looks at the position alone has 1, one that answers by chance 0.5. Not measured where "
         "an order chooses neither response in more than half of the labels.",
         "take a stronger judge, move the principle (principle_position), give it worked examples (few_shot), or give "
-        "more pairs where the interval is wide",
+        "more pairs where the interval is wide; where many orders choose neither, ask for more votes, an odd number",
         "max_flip_rate",
     ),
     "both_orders": Rule(

@@ -47,12 +47,30 @@ _REASON = r"[,:;(\u2013\u2014-]?\s*(?:because|since)\b"
 _BELOW = (
     rf"[^\S\n]*\n\s*(?:{_MARKS}(?:because|since|explanation|reason(?:s|ing)?|rationale|justification|human|user)\b)"
 )
-_JSON_REASON = r",\s*\"(?:reason(?:ing)?|explanation|rationale|justification)\"\s*:"
-_STOPS = re.compile(rf"\s*(?:[.!\u3002]?\s*$|{_REASON}|[.!]?{_BELOW}|{_JSON_REASON})", re.IGNORECASE)
+_STOPS = re.compile(rf"\s*(?:[.!\u3002]?\s*$|{_REASON}|[.!]?{_BELOW})", re.IGNORECASE)
 _ENDS = re.compile(rf"{_STOPS.pattern}|\s*,?\s*as (?:it|this|that)\b|[.!]?[^\S\n]*\n", re.IGNORECASE)
 _PRAISE = re.compile(
     rf"\s+(?:is|would be)\s+(?:clearly\s+|much\s+)?(?:(?:the|my)\s+)?"
-    rf"(?:{_BETTER}(?:\s+(?:{_NOUN}|one))?|{_NOUN})(?:[.!]?\s*$|,?\s*(?:because|since)\b)",
+    rf"(?:{_BETTER}(?:\s+(?:{_NOUN}|one))?|{_NOUN})[.!]?\s*$",
+    re.IGNORECASE,
+)
+_PRAISE_BECAUSE = re.compile(
+    rf"\s+is\s+(?:clearly\s+|much\s+)?(?:the\s+)?(?:better|best|preferable|preferred)(?:\s+(?:{_NOUN}|one))?"
+    r",?\s+(?:because|since)\b(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+# An object whose first key says that a verdict follows. "response" and "option" may be the heading of a remark.
+_JSON_LEAD = re.compile(
+    rf"\s*(?:`+json)?\s*\{{\s*\"(?:(?:final|{_BETTER})_{_NOUN}|answer|choice|verdict|winner|pick|preference|preferred)\""
+    r"\s*:\s*\"[(\[]?",
+    re.IGNORECASE,
+)
+_JSON_REASON = re.compile(
+    r"[\s)\]\"]*,\s*\"(?:reason(?:ing)?|explanation|rationale|justification)\"\s*:(.*)", re.DOTALL
+)
+# In a reason: what may take the choice back.
+_DOUBT = re.compile(
+    r"\b(?:but|however|although|though|if|unless|instead|yet|otherwise|worse|(?:the|an)?other|second|former|latter)\b",
     re.IGNORECASE,
 )
 _AGAIN = re.compile(r"[.!]?[^\S\n]*\n\s*(\S.*)", re.DOTALL)
@@ -94,14 +112,21 @@ def chosen_by(reply: Reply, options: Sequence[str], question: str = "") -> tuple
     if found is None or not reply.cut:
         return found
     at_name = found[1] + len(found[0]) == len(reply.text)
-    return None if at_name or _ends_in_praise(reply.text, found) else found
+    return None if at_name or _goes_on(reply.text, found) else found
 
 
-def _ends_in_praise(text: str, found: tuple[str, int]) -> bool:
-    """ "(B) is better", without a full stop: "than a lie", and "when one wants to do harm", may have been cut off."""
-    tail = text[found[1] + len(found[0]) :]
-    praise = _PRAISE.match(tail[_closing(tail) :])
-    return praise is not None and text[-1].isalpha() and _closing(tail) + praise.end() == len(tail)
+def _goes_on(text: str, found: tuple[str, int]) -> bool:
+    """Whether what a limit cut off may take the choice back: after `(B) is better` without a full stop ("than a lie"),
+    and within its reason."""
+    tail = _unboxed(text)[found[1] + len(found[0]) :]
+    tail = tail[_closing(tail) :].rstrip()
+    praise = _PRAISE.match(tail)
+    return bool((praise and tail[-1:].isalpha()) or _PRAISE_BECAUSE.match(tail) or _JSON_REASON.match(tail))
+
+
+def _unboxed(text: str) -> str:
+    """LaTeX's boxes as blanks, so that every place stays."""
+    return _BOX.sub(lambda box: " " * len(box[0]), text)
 
 
 def chosen_option(text: str, options: Sequence[str], question: str = "") -> tuple[str, int] | None:
@@ -109,18 +134,20 @@ def chosen_option(text: str, options: Sequence[str], question: str = "") -> tupl
     something else about the one that it names.
 
     Read is a name in any brackets or marks: alone or with a reason ("A.", "(B) because"); after words of choosing
-    alone ("The answer is A", "I choose option B", '{"answer": "A"}'); before words of choosing that end the reply or a
-    reason follows ("(B) is better."); or followed by nothing but its own text in the `question`, "(B) " before it
-    there. A name in LaTeX's box is read as one in brackets. Denials, remarks, headings ("(A) tells how", "A: Harmful",
-    "A" above a line that is not called a reason) choose nothing: a reply may be cut off before the other option.
-    Neither does what is called harmful or safe: the principle may ask for either. Letters and
-    signs of other scripts around a name may deny it. An "A" that is an article is no name.
+    alone ("The answer is A", "I choose option B", '{"answer": "A"}'); before words of choosing, where nothing or a
+    reason without a "but" follows them ("(B) is better."); or followed by nothing but its own text in the `question`,
+    "(B) " before it there. A name in LaTeX's box is read as one in brackets. Denials, remarks, headings ("(A) tells
+    how", "A: Harmful", "A" above a line that is not called a reason) choose nothing: a reply may be cut off before the
+    other option. Neither does what is called harmful or safe: the principle may ask for either. Letters and signs of
+    other scripts around a name may deny it. An "A" that is an article is no name.
     """
     thought = _THOUGHT.match(text)
     if thought:
         found_after = chosen_option(text[thought.end() :], options, question)
         return found_after and (found_after[0], found_after[1] + thought.end())
-    text = _BOX.sub(lambda box: " " * len(box[0]), text)
+    if options[0].isdigit() and re.search(r"[-\u2013+<>~.]\s*\$?\\boxed", text):
+        return None  # a sign before the box
+    text = _unboxed(text)
     for option in options:
         repeated = re.match(rf"{_MARKS}{re.escape(option)}\)?\s+(\S.*)", text, re.DOTALL)
         said = " ".join(repeated[1].split()) if repeated else ""
@@ -152,8 +179,11 @@ def _is_article(text: str, match: re.Match[str]) -> bool:
 def _chooses(lead: str, tail: str, option: str, options: Sequence[str], question: str) -> bool:
     """Whether `option` between `lead` and `tail` is a choice. The last option is that of which a scale is told
     ("8/9")."""
-    tail = tail[_closing(tail) :]
     scale = options[0].isdigit()
+    reason = None if scale or not _JSON_LEAD.fullmatch(lead) else _JSON_REASON.match(tail)
+    if reason:
+        return not _DOUBT.search(reason[1])
+    tail = tail[_closing(tail) :]
     if scale:
         tail = re.sub(rf"^\s*(?:/|out of)\s*{re.escape(options[-1])}(?!\.?\d)", "", tail)
         tail = tail[_closing(tail) :]
@@ -163,7 +193,9 @@ def _chooses(lead: str, tail: str, option: str, options: Sequence[str], question
             repeated = chosen_option(again[1], options, question)
             if repeated is not None and repeated[0] == option:
                 return True
-        return bool(_STOPS.match(tail) or (not scale and _PRAISE.match(tail)))
+        because = _PRAISE_BECAUSE.match(tail)
+        praised = _PRAISE.match(tail) or (because and not _DOUBT.search(because[1]))
+        return bool(_STOPS.match(tail) or (not scale and praised))
     return _LEAD.fullmatch(lead) is not None and _ENDS.match(tail) is not None
 
 
@@ -254,7 +286,7 @@ def _deciding_token(reply: Reply, options: Sequence[str], question: str) -> Repl
     ends = accumulate(len(token.text) for token in reply.tokens)
     at = next(i for i, end in enumerate(ends) if chosen[1] < end)
     token = reply.tokens[at]
-    if reply.cut and (at == len(reply.tokens) - 1 or _ends_in_praise(text, chosen)):
+    if reply.cut and (at == len(reply.tokens) - 1 or _goes_on(text, chosen)):
         raise QuestionError(f"a limit cut the reply off within its choice (finish_reason length): '{_line(text)}'")
     if _option_of(token.text, options) != chosen[0]:
         raise QuestionError(f"the token '{token.text}' names an option and more: it cannot be read")

@@ -43,8 +43,8 @@ def in_halves(work: Callable[[int], Found], batch_tokens: int) -> tuple[Found, i
                 raise
             if batch_tokens < 2 * SMALLEST:
                 raise ModelError(
-                    f"out of memory with batches of {batch_tokens} tokens: take a smaller model, or where one is "
-                    "trained adapters (lora_rank) or compute.gradient_checkpointing"
+                    f"out of memory with batches of {batch_tokens} tokens: take a smaller model or shorter texts; for "
+                    "SL-CAI and PPO adapters (lora_rank) or compute.gradient_checkpointing help too"
                 ) from error
         # Outside of the handler: there the error's traceback would keep the tensors alive.
         torch.cuda.empty_cache()

@@ -80,12 +80,9 @@ def sft_examples(
     ] + [SftExample(answer.answer_id, prompts[answer.prompt_id].messages, answer.text, "helpful") for answer in helpful]
 
 
-def hard_labels(labels: Sequence[Label]) -> list[Label]:
+def hard_labels(rows: Sequence[PreferenceExample]) -> list[PreferenceExample]:
     """AI labels rounded to the response that they choose; 0.5 chooses none and stays. People's are left as they are."""
-    return [
-        replace(label, p_a=float(label.p_a > 0.5)) if label.source == "ai" and label.p_a != 0.5 else label
-        for label in labels
-    ]
+    return [replace(row, p_a=float(row.p_a > 0.5)) if row.source == "ai" and row.p_a != 0.5 else row for row in rows]
 
 
 def label_examples(

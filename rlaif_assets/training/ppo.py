@@ -163,13 +163,15 @@ def shared_scores(reward: Reward, prompts: Sequence[Prompt], texts: Sequence[str
 
 
 def summary(history: Sequence[dict[str, float]], kept: int) -> dict[str, float]:
-    """The mean of each metric over a tenth of the updates, the last ones that the `kept` policy has had; the seconds of
-    all updates, and their number."""
-    own = history[: max(1, kept)]
+    """The mean of each metric over a tenth of the updates, those up to the one in which the policy that was kept after
+    `kept` updates answered; seconds, skipped steps and number of all updates."""
+    own = history[: kept + 1]
     last = own[-max(1, len(own) // 10) :]
     means = {name: sum(m.get(name, 0.0) for m in last) / len(last) for name in history[-1]} if history else {}
     for name in ("seconds_rollout", "seconds_score", "seconds_train"):
         means[name] = sum(metrics[name] for metrics in history)
+    if history:
+        means["skipped_steps"] = history[-1]["skipped_steps"]
     return means | {"updates": float(len(history))}
 
 

@@ -76,7 +76,7 @@ def train_preference_model(
 
     Returns steps, tokens (without padding), train_loss (mean of the last epoch), dropped, dropped_row_ids and
     heldout (see `heldout_metrics`). Raises TrainingError for data without a usable pair, labels
-    outside [0, 1], or a loss that is not finite (nothing is saved then).
+    outside [0, 1], or a loss that is not finite (nothing is saved then); ModelError where no batch fits into memory.
     """
     if compute.threads > 0:
         torch.set_num_threads(compute.threads)
@@ -128,6 +128,7 @@ def train_preference_model(
             if progress is not None:
                 progress("training", step, total)
 
+    optimizer.zero_grad(set_to_none=True)
     metrics = {
         "steps": total,
         "tokens": tokens,
@@ -335,11 +336,15 @@ def learning_rate_factor(step: int, total: int) -> float:
 def heldout_metrics(model: Any, pairs: Sequence[EncodedPair], batch_tokens: int) -> dict[str, dict[str, Any]]:
     """{source: `preference_metrics` and reliability ([confidence, agreement, count] per bin)} of held-out pairs."""
     logits = np.zeros(len(pairs))
-    with torch.inference_mode():
+
+    def read(batch_tokens: int) -> None:
         for rows in length_batches([2 * pair.length for pair in pairs], batch_tokens):
             part = [pairs[row] for row in rows]
             scores = sequence_scores(model, [pair.a for pair in part] + [pair.b for pair in part])
             logits[rows] = (scores[: len(part)] - scores[len(part) :]).cpu().numpy()
+
+    with torch.inference_mode():
+        in_halves(read, batch_tokens)
     by_source: dict[str, list[int]] = defaultdict(list)
     for row, pair in enumerate(pairs):
         by_source[pair.source].append(row)

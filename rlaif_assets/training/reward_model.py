@@ -41,12 +41,12 @@ def train_reward_model(
     and one row {row_id, role, source} per example used. `prompts` are those that `pairs` answer. Raises TrainingError.
     """
     by_id = examples.prompts_by_id(prompts)
-    labels = examples.hard_labels(labels) if settings.labels == "hard" else labels
     rows = examples.label_examples(labels, pairs, by_id, {"ai": settings.ai_weight, "human": settings.human_weight})
     rows += examples.comparison_examples(comparisons, settings.human_weight)
     if half is not None:
         rows = [row for row in rows if half_of(examples.conversation_id(row), settings.seed) == half]
-    split = examples.split_heldout(rows, examples.conversation_id, settings.heldout_share, settings.seed)
+    train, heldout = examples.split_heldout(rows, examples.conversation_id, settings.heldout_share, settings.seed)
+    split = (examples.hard_labels(train) if settings.labels == "hard" else train), heldout
     options = {**examples.training_options(settings), "center_coefficient": settings.center_coefficient}
     metrics = train_preference_model(
         start, *split, **options, output=output, compute=compute, log=log, progress=progress

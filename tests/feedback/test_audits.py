@@ -220,6 +220,15 @@ def of_people(right: int, wrong: int, audit: str = "agreement") -> dict[str, dic
     return probed(*probes, people={audit: reference})
 
 
+def test_notes_tell_the_share_by_certainty_and_few_prompts():
+    rows = [probe("texts_swap", 0.9, 0.1), probe("texts_swap", 0.6, 0.55)]
+    note = probed(*rows, settings=FEW)["texts_swap"]["note"]
+    assert "1 of 2 labels" in note and ", 15.8% by certainty, stayed with exchanged texts" in note
+    people = {"agreement": {pair(i).pair_id: pair(i) for i in range(2)}}
+    found = probed(probe("agreement", 1.0, 0.9, 0), probe("agreement", 1.0, 0.9, 1), people=people)["agreement"]
+    assert "prompts, too few for the interval to be trusted" in found["note"]
+
+
 def test_agreement_with_people_must_beat_the_ruler_and_stops_training_from_200_pairs_on():
     good, poor, few = of_people(180, 40), of_people(120, 100), of_people(20, 100)
     assert good["agreement"]["passed"] and good["agreement"]["blocks"]

@@ -1,6 +1,6 @@
 """What is imitated: which revisions, and none that was cut off."""
 
-from rlaif_assets.records import Label, Rejection, Revision
+from rlaif_assets.records import PreferenceExample, Rejection, Revision
 from rlaif_assets.training.examples import finished_revisions, hard_labels, revisions_to_imitate
 
 
@@ -38,6 +38,6 @@ def test_of_the_first_rounds_only_those_are_imitated():
 
 
 def test_hard_labels_are_the_choices_of_the_judge_alone():
-    rows = [Label(f"l{i}", f"p{i}", None, p_a, (), None, "ai", "judge") for i, p_a in enumerate((0.51, 0.2, 0.5))]
-    people = Label("l3", "p3", None, 0.7, (), None, "human", "ann")
-    assert [row.p_a for row in hard_labels([*rows, people])] == [1.0, 0.0, 0.5, 0.7]
+    sources = {0.51: "ai", 0.2: "ai", 0.5: "ai", 0.7: "human"}
+    rows = [PreferenceExample(f"l{p_a}", (), "a", "b", p_a, source) for p_a, source in sources.items()]
+    assert [row.p_a for row in hard_labels(rows)] == [1.0, 0.0, 0.5, 0.7]

@@ -141,7 +141,7 @@ def test_the_policy_that_is_kept_is_one_that_was_measured(
         return found
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    scores = iter([0.0, 0.0, 5.0, 5.0, -9.0, -9.0, -9.0, -9.0])
+    scores = iter([0.0, 0.0, 5.0, 6.0, -9.0, -9.0, -9.0, -9.0])
 
     def rate(prompts: Any, texts: Any) -> np.ndarray:
         return np.arange(len(texts)) / 10 + next(scores)
@@ -150,7 +150,7 @@ def test_the_policy_that_is_kept_is_one_that_was_measured(
     run = Trained(policy, Reward("given", rate, 0.0, 1.0), tmp_path / "out", **words)
     assert spoilt and [one.guard for one in run.result.findings] == ["collapse"]
     assert run.result.kept == 3  # what answered in update 3, before its steps
-    assert run.result.metrics["score"] == pytest.approx(run.logged[2]["score"])  # not of updates that were thrown away
+    assert run.result.metrics["score"] == pytest.approx(run.logged[3]["score"])  # not of updates that were thrown away
     assert run.result.metrics["updates"] == len(run.logged) > 3
     largest = max(float(weight.abs().max()) for weight in weights(run.output).values())
     assert largest < 1.5 * max(float(weight.abs().max()) for weight in weights(policy).values())

@@ -301,6 +301,23 @@ def test_scorer_keeps_order_in_any_batch(trained: Path) -> None:
     assert pm.PreferenceScorer(trained, COMPUTE).scores([], []).shape == (0,)
 
 
+def test_scorer_halves_batches_where_memory_does_not_suffice(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = make_examples(9)
+    given = [e.messages for e in examples], [e.response_a for e in examples]
+    whole = pm.PreferenceScorer(trained, COMPUTE).scores(*given)
+    plain = pm.sequence_scores
+
+    def limited(model: Any, sequences: Any) -> torch.Tensor:
+        if len(sequences) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, sequences)
+
+    monkeypatch.setattr(pm, "sequence_scores", limited)
+    scorer = pm.PreferenceScorer(trained, COMPUTE)
+    np.testing.assert_allclose(scorer.scores(*given), whole, atol=1e-5)
+    assert scorer.batch_tokens < COMPUTE.batch_tokens
+
+
 def test_scorer_refuses_what_it_cannot_read(trained: Path, llama: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="row 1: 513 tokens"):
         pm.PreferenceScorer(trained, COMPUTE).token_scores([[1], [1] * 513])

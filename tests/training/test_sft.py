@@ -274,6 +274,9 @@ def test_training_ends_where_the_heldout_loss_rises_and_keeps_the_best_weights(l
     assert [step for step, _ in logged] == list(range(2, metrics["steps"] + 1, 2))
     assert metrics["steps"] < 160 and best == len(losses) - 4
     assert metrics["steps_kept"] == 2 * (best + 1)
+    rows, _ = sft.encode_rows(load_model(llama, COMPUTE).tokenizer, make_examples(14), 256)
+    read = metrics["steps"] / 4 * sum(len(row["input_ids"]) for row in rows)  # four steps an epoch
+    assert metrics["tokens"] == round(read)
     assert metrics["heldout_loss_after"] == pytest.approx(min(losses), abs=1e-6)
     assert answer_nll(tmp_path, heldout)[0] == pytest.approx(min(losses), abs=1e-5)
 
