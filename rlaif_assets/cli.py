@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+WIDE = 2000  # columns of what is piped: nothing is wrapped or cut off
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -218,7 +219,7 @@ def trace(
         elif as_json:
             print(json.dumps(found, indent=2))
         else:
-            out.print(view(found), soft_wrap=True)
+            (out if out.is_terminal else Console(highlight=False, width=WIDE)).print(view(found), crop=False)
 
 
 @app.command()

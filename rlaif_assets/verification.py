@@ -38,7 +38,8 @@ def verify_policy(
     for record in records:
         found = verify(warehouse, record.snapshot_id)
         where = f"{record.asset} {record.snapshot_id}"
-        found += [f"{where}: {problem}" for problem in _external_problems(warehouse, record)]
+        if record.path is None:
+            found += [f"{where}: {problem}" for problem in _external_problems(warehouse, record)]
         if instance is not None:
             found += [f"{where}: Dagster: {problem}" for problem in _dagster_problems(instance, record)]
         problems += found

@@ -256,8 +256,9 @@ def test_the_command_prints_trees_chains_counts_json_and_a_page(home: Home, tmp_
     policy = home.first["ppo_policy"]
     tree = trace(home, "@candidate")
     assert tree.exit_code == 0 and tree.output.startswith("rlaif-policy/")
-    for words in (f"ppo_policy {policy}", "(above)", "Dagster run", "judge's passport", "trained on", "settings "):
+    for words in (f"ppo_policy {policy}", "(above)", "Dagster run", "judge's passport", "was given ", "settings "):
         assert words in tree.output, words
+    assert home.warehouse.get(policy).metrics["mlflow_url"] in tree.output  # piped lines are not cut
     assert json.loads(trace(home, policy, "--json").output)["snapshot_id"] == policy
     label = home.warehouse.rows("labels", home.first["harmlessness_preferences"])[0]
     row = trace(home, "--row", label["label_id"])

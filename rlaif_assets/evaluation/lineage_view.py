@@ -59,7 +59,7 @@ def facts(one: Mapping[str, Any]) -> list[str]:
     tokens = f"; {one['tokens']:,} tokens" if one["tokens"] else ""
     lines += [f"rows: {rows or 'none'}{tokens}"]
     if one["learned"]:
-        lines.append("trained on " + ", ".join(f"{count:,} {name}" for name, count in one["learned"].items()))
+        lines.append("was given " + ", ".join(f"{count:,} {name}" for name, count in one["learned"].items()))
     if one["path"]:
         lines.append(f"weights {one['path']}")
     if one["settings"]:
