@@ -247,6 +247,39 @@ def diff(
 
 
 @app.command()
+def chat(
+    policies: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[POLICY]...", help="Policies, as in `rlaif trace`; default @candidate."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of their answers.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens of an answer.")] = 256,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=MAX_SEED, help="Draws the answers.")] = 0,
+    profile: ProfileName = None,
+    overrides: Overrides = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Talk to one or several policies side by side. /reset begins anew, /quit or Ctrl-D ends."""
+    with plain_errors(debug):
+        from rlaif_assets.evaluation.chat import Chat, talk
+        from rlaif_assets.instance import existing_home
+        from rlaif_assets.settings import apply_overrides, load_profile
+        from rlaif_assets.store.trace import find_snapshot
+        from rlaif_assets.store.warehouse import Warehouse
+
+        compute = apply_overrides(load_profile(profile), overrides or []).compute
+        warehouse = Warehouse(existing_home(home))
+        names = list(dict.fromkeys(policies or ["@candidate"]))
+        folders = {name: warehouse.weights(find_snapshot(warehouse, name)) for name in names}
+        from rlaif_assets.language_models.local import load_model
+
+        models = {name: load_model(folder, compute) for name, folder in folders.items()}
+        for name, answer in talk(Chat(models, max_new_tokens, temperature, seed), _lines()):
+            out.print(f"[bold]{escape(name)}[/]: {escape(answer)}", soft_wrap=True)
+
+
+@app.command()
 def verify(
     policy: Annotated[str, typer.Argument(metavar="POLICY", help="A policy, as in `rlaif trace`.")],
     profile: ProfileName = None,
@@ -436,6 +469,15 @@ def _expected(error: Exception) -> bool:
     if isinstance(error, SettingsError):
         return True
     return type(error).__module__.startswith("rlaif_assets.")
+
+
+def _lines() -> Iterator[str]:
+    """What a person types, with a prompt where there is one to see it."""
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
 
 
 def _line(text: str) -> None:
