@@ -247,6 +247,23 @@ def diff(
 
 
 @app.command()
+def export(
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="A policy, as in `rlaif trace`.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=_folder, help="A new or empty folder.")],
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Write a policy as a folder that transformers and vLLM load, with a model card and its lineage (in-toto, SLSA)."""
+    with plain_errors(debug):
+        from rlaif_assets.evaluation.export import export_policy
+        from rlaif_assets.instance import existing_home
+        from rlaif_assets.store.warehouse import Warehouse
+
+        for name in export_policy(Warehouse(existing_home(home)), policy, folder):
+            _line(str(folder / name))
+
+
+@app.command()
 def chat(
     policies: Annotated[
         list[str] | None,
@@ -281,7 +298,9 @@ def chat(
 
 @app.command()
 def verify(
-    policy: Annotated[str, typer.Argument(metavar="POLICY", help="A policy, as in `rlaif trace`.")],
+    policy: Annotated[
+        str, typer.Argument(metavar="POLICY", help="A policy, as in `rlaif trace`; or the folder of an export.")
+    ],
     profile: ProfileName = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -290,9 +309,22 @@ def verify(
 ) -> None:
     """Read again every row and file that made a policy, and compare the home's, Dagster's and MLflow's records.
 
-    Exit code 1 where anything is not as it was recorded. Profile and settings say where MLflow is.
+    Exit code 1 where anything is not as it was recorded. Profile and settings say where MLflow is. The folder of an
+    export is checked against its own statement, without a home.
     """
     with plain_errors(debug):
+        from rlaif_assets.evaluation.export import STATEMENT, verify_export
+
+        if (Path(policy) / STATEMENT).is_file():
+            changed = verify_export(Path(policy))
+            if as_json:
+                print(json.dumps({"asked": policy, "problems": changed}, indent=2))
+            else:
+                for line in [*changed, f"{policy}: {len(changed)} problems"]:
+                    _line(line)
+            if changed:
+                raise typer.Exit(1)
+            return
         from rlaif_assets.instance import existing_home, prepare_home
         from rlaif_assets.settings import apply_overrides, load_profile
         from rlaif_assets.store.tracking import Tracker
