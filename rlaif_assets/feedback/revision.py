@@ -26,8 +26,8 @@ def revise(
 
     In every round (prompt, latest text) is treated as an ordinary prompt and response: the model critiques it under one
     principle, drawn with replacement, then rewrites it under the same principle; or rewrites it at once, where
-    `settings.critique` is off (3.5). The first `few_shot` examples of the
-    constitution (or as many as it has) precede both. Rows are sorted by prompt, in the order given, then by round.
+    `settings.critique` is off (3.5). The first `few_shot` examples of the constitution (or as many as it has) precede
+    both. Rows are sorted by prompt, in the order given, then by round.
     A prompt is rejected when a request does not fit the context or a response, critique or revision is empty; the
     rejection's `text` is the last text of its chain. Raises ValueError for a repeated prompt id.
     """

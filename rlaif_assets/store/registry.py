@@ -4,10 +4,8 @@ MLflow has the same (`tracking`); this copy answers without it, also where the h
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from rlaif_assets.store.errors import StoreError
-from rlaif_assets.store.warehouse import Warehouse
+from rlaif_assets.store.warehouse import Warehouse, now
 
 
 @dataclass(frozen=True)
@@ -22,17 +20,16 @@ class Version:
 
 
 def add_version(warehouse: Warehouse, name: str, version: int, snapshot_id: str) -> None:
-    """Nothing where it is there already. Raises StoreError where the version is another snapshot's."""
+    """Nothing where it is there already. An MLflow database that was made anew counts from 1 again: from then on the
+    version is the snapshot that was registered last."""
     with warehouse.connection(read_only=False) as connection:
-        found = connection.execute(
-            "SELECT snapshot_id FROM registrations WHERE name = ? AND version = ?", [name, version]
-        ).fetchall()
-        if found and found[0][0] != snapshot_id:
-            raise StoreError(f"{name}/{version} is snapshot {found[0][0]} in {warehouse.path}, not {snapshot_id}")
-        if not found:
+        current = connection.execute(
+            "SELECT arg_max(snapshot_id, position) FROM registrations WHERE name = ? AND version = ?", [name, version]
+        ).fetchall()[0][0]
+        if current != snapshot_id:
             connection.execute(
                 "INSERT INTO registrations SELECT count(*), ?, ?, ?, ? FROM registrations",
-                [name, version, snapshot_id, _now()],
+                [name, version, snapshot_id, now()],
             )
 
 
@@ -45,7 +42,7 @@ def set_alias(warehouse: Warehouse, name: str, alias: str, version: int, who: st
         if current != version:
             connection.execute(
                 "INSERT INTO aliases SELECT count(*), ?, ?, ?, ?, ?, ? FROM aliases",
-                [name, alias, version, who, why, _now()],
+                [name, alias, version, who, why, now()],
             )
 
 
@@ -56,14 +53,11 @@ def versions(warehouse: Warehouse, name: str | None = None) -> list[Version]:
             "SELECT name, alias, arg_max(version, position) FROM aliases GROUP BY name, alias ORDER BY alias"
         ).fetchall()
         rows = connection.execute(
-            "SELECT name, version, snapshot_id, created_at FROM registrations ORDER BY position"
+            "SELECT name, version, snapshot_id, created_at FROM registrations"
+            " QUALIFY row_number() OVER (PARTITION BY name, version ORDER BY position DESC) = 1 ORDER BY position"
         ).fetchall()
     found = []
     for model, version, snapshot_id, created_at in rows:
         aliases = tuple(alias for owner, alias, pointed in named if (owner, pointed) == (model, version))
         found.append(Version(model, version, snapshot_id, created_at, aliases))
     return [one for one in found if name is None or one.name == name]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -170,7 +170,7 @@ class Warehouse:
             record,
             snapshot_id=snapshot_id(record.key, content_hash),
             content_hash=content_hash,
-            created_at=_now(),
+            created_at=now(),
             row_counts={table: len(values["position"]) for table, values in columns.items() if values["position"]},
             table_hashes=hashes,
             metrics=_finite(record.metrics),
@@ -201,7 +201,7 @@ class Warehouse:
                 records[0].asset,
                 dagster_run_id,
                 reused,
-                _now(),
+                now(),
             ]
             connection.execute("INSERT INTO materializations VALUES (?, ?, ?, ?, ?, ?)", row)
 
@@ -511,5 +511,5 @@ def _finite(value: Any) -> Any:
     raise StoreError(f"a metric is a number, text, list or mapping, not {type(value).__name__}")
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
