@@ -5,20 +5,30 @@ Exit codes: 0 done, 1 it failed, 2 the options or settings are wrong, 3 skipped 
 """
 
 import json
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from rlaif_assets.instance import QUIET
-from rlaif_assets.settings import MAX_SEED, SettingsError
+from rlaif_assets.cli_common import (
+    Debug,
+    Home,
+    Overrides,
+    ProfileName,
+    dagster_instance,
+    folder_of,
+    out,
+    plain_errors,
+    show,
+    show_aside,
+    show_error,
+)
+from rlaif_assets.cli_lineage import lineage
+from rlaif_assets.settings import MAX_SEED
 
 app = typer.Typer(
     name="rlaif",
@@ -28,45 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-WIDE = 2000  # columns of what is piped: nothing is wrapped or cut off
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-
-def _named(value: str | Path | None) -> str | Path | None:
-    """An empty variable in a script is a mistake, not the current folder or the default."""
-    if value == "":
-        raise typer.BadParameter("it is empty")
-    return value
-
-
-def _folder(value: str) -> Path:
-    return Path(str(_named(value)))
-
-
-Home = Annotated[
-    Path | None,
-    typer.Option(
-        "--home",
-        metavar="DIR",
-        parser=_folder,
-        help="Where everything is kept; default DAGSTER_HOME, else dagster_home.",
-    ),
-]
-ProfileName = Annotated[
-    str | None,
-    typer.Option(
-        "--profile",
-        callback=_named,
-        metavar="P",
-        help="A packaged profile or a YAML file; default RLAIF_PROFILE, else pocket.",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Override a setting, e.g. red_team_prompts.limit=200."),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show Dagster's log and the traceback of an error.")]
+app.add_typer(lineage)
 
 
 @app.command()
@@ -100,7 +72,7 @@ def run(
         bars = out.is_terminal and settings.compute.progress == "log"
         with dagster_instance() as instance:
             _mark_dead_runs(instance, folder)
-            run_pipeline(instance, with_bars(settings) if bars else settings, select, force, _line, debug)
+            run_pipeline(instance, with_bars(settings) if bars else settings, select, force, show, debug)
         _show_results(folder, quiet=select is not None)
         out.print(f"\nAll of it is in {escape(_short(folder))}.", soft_wrap=True)
         option = f" --home {escape(_short(folder))}" if home else ""
@@ -133,14 +105,14 @@ def relabel(
             found = forecast(folder, settings)
         else:
             with dagster_instance() as instance:
-                _mark_dead_runs(instance, folder, _note)
-                found = relabel_home(instance, folder, settings, _note, debug)
+                _mark_dead_runs(instance, folder, show_aside)
+                found = relabel_home(instance, folder, settings, show_aside, debug)
         if as_json:
             print(json.dumps(found, indent=2))
         else:
             out.print(escape(relabel_text(found)), soft_wrap=True)
         if found.get("stopped"):
-            _fail(found["stopped"])
+            show_error(found["stopped"])
             raise typer.Exit(1)
 
 
@@ -148,7 +120,7 @@ def relabel(
 def report(
     homes: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="HOME...", parser=_folder, help="Homes; several give mean and spread."),
+        typer.Argument(metavar="HOME...", parser=folder_of, help="Homes; several give mean and spread."),
     ] = None,
     split: Annotated[Literal["dev", "test"], typer.Option(help="The held-out prompts to read the rates on.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -174,181 +146,7 @@ def report(
         else:
             out.print(table)
             for line in whole.get("left_out", ()):
-                _line(line)
-
-
-@app.command()
-def trace(
-    policy: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="POLICY",
-            help="A registry version (rlaif-policy/3, @candidate), snapshot id, asset name or checkpoint folder.",
-        ),
-    ] = None,
-    row: Annotated[
-        str | None, typer.Option(metavar="ID", help="A prompt, revision, pair, label, judgement or verdict.")
-    ] = None,
-    principle: Annotated[str | None, typer.Option(metavar="ID", help="A principle's id or name.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    page: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", parser=_folder, help="Write a policy's page.")
-    ] = None,
-    home: Home = None,
-    debug: Debug = False,
-) -> None:
-    """Tell what made a policy, where a row came from and what learned from it, or what a principle reached."""
-    with plain_errors(debug):
-        from rlaif_assets.evaluation import lineage_view
-        from rlaif_assets.instance import existing_home
-        from rlaif_assets.store import trace as traces
-        from rlaif_assets.store.warehouse import Warehouse
-
-        if sum(one is not None for one in (policy, row, principle)) != 1 or (page and policy is None):
-            raise SettingsError("name one of POLICY, --row ID and --principle ID; --html goes with POLICY")
-        warehouse = Warehouse(existing_home(home))
-        if row is not None:
-            found, view = traces.trace_row(warehouse, row), lineage_view.row_view
-        elif principle is not None:
-            found, view = traces.trace_principle(warehouse, principle), lineage_view.principle_view
-        else:
-            found, view = traces.trace_policy(warehouse, str(policy)), lineage_view.policy_tree
-        if page is not None:
-            page.write_text(lineage_view.policy_page(found), encoding="utf-8")
-            _line(f"written to {page}")
-        elif as_json:
-            print(json.dumps(found, indent=2))
-        else:
-            (out if out.is_terminal else Console(highlight=False, width=WIDE)).print(view(found), crop=False)
-
-
-@app.command()
-def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A policy, as in `rlaif trace`.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The policy to compare it with.")],
-    split: Annotated[Literal["dev", "test"], typer.Option(help="The held-out prompts to compare results on.")] = "test",
-    answers: Annotated[int, typer.Option(min=0, metavar="N", help="Prompts to show answers to.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    home: Home = None,
-    debug: Debug = False,
-) -> None:
-    """Tell how two policies differ: settings, constitution, judge, rows, results, and answers side by side."""
-    with plain_errors(debug):
-        from rlaif_assets.evaluation.diff_view import diff_view
-        from rlaif_assets.evaluation.policy_diff import diff_policies
-        from rlaif_assets.instance import existing_home
-        from rlaif_assets.store.warehouse import Warehouse
-
-        found = diff_policies(Warehouse(existing_home(home)), a, b, split, answers)
-        if as_json:
-            print(json.dumps(found, indent=2))
-        else:
-            out.print(diff_view(found))
-
-
-@app.command()
-def export(
-    policy: Annotated[str, typer.Argument(metavar="POLICY", help="A policy, as in `rlaif trace`.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=_folder, help="A new or empty folder.")],
-    home: Home = None,
-    debug: Debug = False,
-) -> None:
-    """Write a policy as a folder that transformers and vLLM load, with a model card and its lineage (in-toto, SLSA)."""
-    with plain_errors(debug):
-        from rlaif_assets.evaluation.export import export_policy
-        from rlaif_assets.instance import existing_home
-        from rlaif_assets.store.warehouse import Warehouse
-
-        for name in export_policy(Warehouse(existing_home(home)), policy, folder):
-            _line(str(folder / name))
-
-
-@app.command()
-def chat(
-    policies: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[POLICY]...", help="Policies, as in `rlaif trace`; default @candidate."),
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of their answers.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens of an answer.")] = 256,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, max=MAX_SEED, help="Draws the answers.")] = 0,
-    profile: ProfileName = None,
-    overrides: Overrides = None,
-    home: Home = None,
-    debug: Debug = False,
-) -> None:
-    """Talk to one or several policies side by side. /reset begins anew, /quit or Ctrl-D ends."""
-    with plain_errors(debug):
-        from rlaif_assets.evaluation.chat import Chat, talk
-        from rlaif_assets.instance import existing_home
-        from rlaif_assets.settings import apply_overrides, load_profile
-        from rlaif_assets.store.trace import find_snapshot
-        from rlaif_assets.store.warehouse import Warehouse
-
-        compute = apply_overrides(load_profile(profile), overrides or []).compute
-        warehouse = Warehouse(existing_home(home))
-        names = list(dict.fromkeys(policies or ["@candidate"]))
-        folders = {name: warehouse.weights(find_snapshot(warehouse, name)) for name in names}
-        from rlaif_assets.language_models.local import load_model
-
-        models = {name: load_model(folder, compute) for name, folder in folders.items()}
-        for name, answer in talk(Chat(models, max_new_tokens, temperature, seed), _lines()):
-            out.print(f"[bold]{escape(name)}[/]: {escape(answer)}", soft_wrap=True)
-
-
-@app.command()
-def verify(
-    policy: Annotated[
-        str, typer.Argument(metavar="POLICY", help="A policy, as in `rlaif trace`; or the folder of an export.")
-    ],
-    profile: ProfileName = None,
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    home: Home = None,
-    debug: Debug = False,
-) -> None:
-    """Read again every row and file that made a policy, and compare the home's, Dagster's and MLflow's records.
-
-    Exit code 1 where anything is not as it was recorded. Profile and settings say where MLflow is. The folder of an
-    export is checked against its own statement, without a home.
-    """
-    with plain_errors(debug):
-        from rlaif_assets.evaluation.export import STATEMENT, verify_export
-
-        if (Path(policy) / STATEMENT).is_file():
-            changed = verify_export(Path(policy))
-            if as_json:
-                print(json.dumps({"asked": policy, "problems": changed}, indent=2))
-            else:
-                for line in [*changed, f"{policy}: {len(changed)} problems"]:
-                    _line(line)
-            if changed:
-                raise typer.Exit(1)
-            return
-        from rlaif_assets.instance import existing_home, prepare_home
-        from rlaif_assets.settings import apply_overrides, load_profile
-        from rlaif_assets.store.tracking import Tracker
-        from rlaif_assets.store.warehouse import Warehouse
-        from rlaif_assets.verification import missing_databases, verify_policy
-
-        tracking = apply_overrides(load_profile(profile), overrides or []).tracking
-        folder = existing_home(home)
-        missing = missing_databases(folder)  # before anything is opened, which would make them
-        prepare_home(folder, profile)
-        tracker = Tracker(tracking.uri, folder, tracking.experiment, tracking.ui_url)
-        with nullcontext() if missing else dagster_instance() as instance:
-            found = verify_policy(Warehouse(folder), policy, tracker, instance)
-        if as_json:
-            print(json.dumps(found, indent=2))
-        else:
-            for problem in found["problems"]:
-                _line(problem)
-            _line(
-                f"{found['snapshot_id']}: {found['snapshots']} snapshots with {found['rows']:,} rows read again, "
-                f"{len(found['problems'])} problems"
-            )
-        if found["problems"]:
-            raise typer.Exit(1)
+                show(line)
 
 
 @app.command()
@@ -393,8 +191,8 @@ def audit(
         _, constitution = read_constitution(settings.constitution.path)
         judging = settings.harmlessness_preferences
         opened, model = open_judge(named_judge(judge, settings.feedback_model), judging, settings.compute)
-        store = JudgementStore(Warehouse(prepare_home(folder, profile)), _note)
-        progress = make_progress("bar" if out.is_terminal and not as_json else "none", _line, "audit")
+        store = JudgementStore(Warehouse(prepare_home(folder, profile)), show_aside)
+        progress = make_progress("bar" if out.is_terminal and not as_json else "none", show, "audit")
         try:
             found = audit_pairs(
                 opened, model, constitution, comparisons, refused, judging, settings.audits, store, progress
@@ -430,8 +228,8 @@ def ui(
         with dagster_instance() as instance:
             found, _ = _mark_dead_runs(instance, folder)
         for line in found.left:
-            _line(line)
-        serve(folder, settings.tracking.uri, settings.tracking.ui_url, port, _line)
+            show(line)
+        serve(folder, settings.tracking.uri, settings.tracking.ui_url, port, show)
 
 
 @app.command()
@@ -447,73 +245,14 @@ def doctor(home: Home = None, debug: Debug = False) -> None:
             found, removed = _mark_dead_runs(instance, folder)
         Warehouse(folder).list()  # one that cannot be read says so
         for line in [*found.left, *killed_trainings(folder)]:
-            _line(line)
+            show(line)
         if not (found.failed or found.freed or removed):
-            _line(f"nothing to repair in {_short(folder)}")
+            show(f"nothing to repair in {_short(folder)}")
 
 
 def main() -> None:
     """The console script."""
     app()
-
-
-@contextmanager
-def dagster_instance() -> "Iterator[Any]":
-    """The Dagster instance of DAGSTER_HOME. Opened under a lock: two processes that make its databases break them."""
-    import dagster as dg
-    from filelock import FileLock
-
-    with FileLock(Path(os.environ["DAGSTER_HOME"]) / "dagster.lock"):
-        opened = dg.DagsterInstance.get()
-        _ = (opened.run_storage, opened.event_log_storage, opened.schedule_storage)  # made when they are asked for
-    with opened as instance:
-        yield instance
-
-
-@contextmanager
-def plain_errors(debug: bool) -> Iterator[None]:
-    """Every error as one message and an exit code; with `debug` as its traceback. Nothing that starts here sends
-    telemetry."""
-    os.environ.update(QUIET)
-    try:
-        yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except KeyboardInterrupt:
-        err.print("stopped")
-        raise typer.Exit(130) from None
-    except Exception as error:
-        from rlaif_assets.pipeline import RunSkippedError
-
-        if isinstance(error, RunSkippedError):
-            _line(f"skipped: {error}")
-            raise typer.Exit(3) from None
-        if debug:
-            raise
-        _fail(str(error) or type(error).__name__)
-        if not _expected(error):
-            err.print("This was not foreseen; --debug shows where it happened.")
-        raise typer.Exit(2 if isinstance(error, SettingsError) else 1) from None
-
-
-def _expected(error: Exception) -> bool:
-    """Errors whose message says what to do; their modules are loaded already if one of them was raised."""
-    if isinstance(error, SettingsError):
-        return True
-    return type(error).__module__.startswith("rlaif_assets.")
-
-
-def _lines() -> Iterator[str]:
-    """What a person types, with a prompt where there is one to see it."""
-    while True:
-        try:
-            yield input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-
-
-def _line(text: str) -> None:
-    out.print(escape(text), soft_wrap=True)
 
 
 def relabel_text(found: dict[str, Any]) -> str:
@@ -533,16 +272,7 @@ def relabel_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _fail(text: str) -> None:
-    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
-
-
-def _note(text: str) -> None:
-    """A line beside the results: with --json these alone are on stdout."""
-    err.print(escape(text), soft_wrap=True)
-
-
-def _mark_dead_runs(instance: Any, home: Path, show: Callable[[str], None] = _line) -> tuple[Any, list[str]]:
+def _mark_dead_runs(instance: Any, home: Path, tell: Callable[[str], None] = show) -> tuple[Any, list[str]]:
     """What was found of dead runs, and the work folders that were removed; both are told."""
     from rlaif_assets.instance import mark_dead_runs, set_gpu_slots
     from rlaif_assets.store.checkpoint_files import remove_dead_work
@@ -552,7 +282,7 @@ def _mark_dead_runs(instance: Any, home: Path, show: Callable[[str], None] = _li
     removed = [] if found.left else remove_dead_work(home)
     work = [f"unfinished weights of a dead process removed: {name}" for name in removed]
     for line in [*found.failed, *found.freed, *work]:
-        show(line)
+        tell(line)
     return found, removed
 
 
