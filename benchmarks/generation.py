@@ -54,6 +54,7 @@ class Timed:
 def ours(folder: Path, prompts: Sequence[str], chosen: argparse.Namespace) -> Timed:
     compute = ComputeSettings(device=chosen.device, threads=chosen.threads, batch_tokens=chosen.batch_tokens)
     local = load_model(folder / "policy", compute)
+    local.model.to(getattr(torch, chosen.dtype))
     conversations = [[Message(role="user", content=text)] for text in prompts]
 
     def sample(rows: Sequence[int]) -> int:
@@ -67,7 +68,8 @@ def with_generate(folder: Path, prompts: Sequence[str], chosen: argparse.Namespa
     """(a)"""
     torch.set_num_threads(chosen.threads)
     tokenizer = ppo.build_tokenizer(ppo.GEOMETRIES[chosen.geometry]["vocab_size"])
-    model: Any = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32).to(chosen.device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=getattr(torch, chosen.dtype))
+    model.to(chosen.device).eval()
     ids = [encode_prompt(tokenizer, [Message(role="user", content=text)]) for text in prompts]
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -97,7 +99,7 @@ def with_distilabel(folder: Path, prompts: Sequence[str], chosen: argparse.Names
     rewrite_json(peer / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     request: dict[str, Any] = {
         "folder": str(peer), "prompts": list(prompts), "threads": chosen.threads, "device": chosen.device,
-        "dtype": "float32",
+        "dtype": chosen.dtype,
         "arguments": {"max_new_tokens": LONGEST, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
     }  # fmt: skip
     name, python = "(b) distilabel's TransformersLLM", chosen.distilabel_python
@@ -134,7 +136,7 @@ def report(chosen: argparse.Namespace) -> str:
             "b": with_distilabel(folder, prompts[: chosen.peer_prompts], chosen),
         }
     lines = [
-        f"{machine(chosen, 'float32', 'torch', 'transformers')}; geometry {chosen.geometry} "
+        f"{machine(chosen, chosen.dtype, 'torch', 'transformers')}; geometry {chosen.geometry} "
         f"{json.dumps(ppo.GEOMETRIES[chosen.geometry])}; {datetime.date.today()}.",
         "",
         "| side | answers | seconds | answers/s | tokens of an answer | ours is faster by | target |",
@@ -158,6 +160,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=8192, help="of our batches")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of all sides' weights")
     parser.add_argument("--data", type=Path, default=ppo.DATA)
     parser.add_argument("--distilabel-python", type=Path, metavar="PYTHON", help="of an environment with distilabel")
     parser.add_argument("--markdown", type=Path)

@@ -137,7 +137,12 @@ def regime_settings(regime: str, chosen: argparse.Namespace) -> tuple[str, float
     if regime == "learning":
         told = {"updates": 24, "rollouts": 64, "response_length": 48, "learning_rate": 1e-3, "forward_rows": 64}
         return "tiny", 12, [8], common | told
-    told = {"updates": chosen.updates + 1, "rollouts": chosen.rollouts, "learning_rate": 3e-6, "forward_rows": 16}
+    told = {
+        "updates": chosen.updates + 1,
+        "rollouts": chosen.rollouts,
+        "learning_rate": 3e-6,
+        "forward_rows": chosen.forward_rows,
+    }
     if regime == "constant":
         return chosen.geometry, None, [96], common | told | {"response_length": 48}
     return chosen.geometry, MEAN_ANSWER, prompt_lengths(chosen.data, 512), common | told | {"response_length": 128}
@@ -246,6 +251,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=3, help="counted updates")
     parser.add_argument("--rollouts", type=int, default=32)
     parser.add_argument("--micro-rows", type=int, default=8, help="rows of TRL's micro-batch; ours has as many tokens")
+    parser.add_argument("--forward-rows", type=int, default=16, help="rows that TRL samples and scores at once")
     parser.add_argument("--seeds", type=int, default=3, help="of the regime learning")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")

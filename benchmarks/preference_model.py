@@ -4,8 +4,8 @@
 
 Pairs of people, hh-rlhf's file, in a Llama with random weights; the same weights, tokens, pairs per step, learning rate
 by step, optimiser, clipping and epochs on both sides, TRL's batches in random order, no gradient checkpointing,
-float32. Each side is a process of its own and times its training alone; held-out pairs are read by our scorer. Labels
-are hard, for TRL's trainer has no others. Seeds 0 to 2.
+float32 weights. Each side is a process of its own and times its training alone; held-out pairs are read by our scorer.
+Labels are hard, for TRL's trainer has no others. Seeds 0 to 2.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def build_model(folder: Path, geometry: str, pairs: list[PreferenceExample]) -> 
 
 
 def train_ours(request: dict[str, Any], pairs: list[PreferenceExample]) -> tuple[Path, float]:
-    compute = ComputeSettings(device=request["device"], threads=request["threads"], batch_tokens=request["tokens"])
+    compute = ComputeSettings(
+        device=request["device"], threads=request["threads"], batch_tokens=request["tokens"], dtype=request["dtype"]
+    )
     output = Path(request["output"])
     started: list[float] = []
     ended: list[float] = []
@@ -105,7 +107,8 @@ def train_theirs(request: dict[str, Any], pairs: list[PreferenceExample]) -> tup
     steps = -(-len(encoded) // request["batch"])
     arguments = RewardConfig(
         output_dir=request["output"], num_train_epochs=1, learning_rate=request["learning_rate"], weight_decay=0.0,
-        per_device_train_batch_size=request["batch"], max_length=None, bf16=False, gradient_checkpointing=False,
+        per_device_train_batch_size=request["batch"], max_length=None,
+        bf16=request["dtype"] == "bfloat16", gradient_checkpointing=False,
         optim="adamw_torch_fused", max_grad_norm=preference_model.MAX_GRAD_NORM, seed=request["seed"],
         use_cpu=request["device"] == "cpu", save_strategy="no", report_to="none", disable_tqdm=True,
         logging_strategy="no", dataloader_pin_memory=request["device"] != "cpu",
@@ -164,11 +167,11 @@ def report(chosen: argparse.Namespace) -> str:
                     "side": name, "start": f"{folder}/start", "output": f"{folder}/{name}-{seed}", "seed": seed,
                     "data": str(chosen.data), "pairs": chosen.pairs, "batch": chosen.batch, "device": chosen.device,
                     "threads": chosen.threads, "max_length": chosen.max_length, "tokens": chosen.batch_tokens,
-                    "learning_rate": chosen.learning_rate,
+                    "learning_rate": chosen.learning_rate, "dtype": chosen.dtype,
                 }  # fmt: skip
                 runs.append(run_side(request))
     lines = [
-        f"{machine(chosen, 'float32', 'torch', 'transformers', 'trl')}; Llama "
+        f"{machine(chosen, chosen.dtype, 'torch', 'transformers', 'trl')}; Llama "
         f"{json.dumps(GEOMETRIES[chosen.geometry])}; {found['ours'][0]['pairs']} pairs, {chosen.batch} a step, "
         f"{HELDOUT} held out; {datetime.date.today()}.",
         "",
@@ -201,6 +204,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both sides' passes")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--side", help=argparse.SUPPRESS)

@@ -360,7 +360,7 @@ class ComputeSettings(Settings):
     memory_share: float = Field(default=1.0, gt=0, le=1, description="of a GPU's memory, that this process may take")
     batch_tokens: int = Field(default=8192, ge=1, description="padded tokens per forward pass")
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the forward passes of SL-CAI and PPO; weights and optimiser stay float32"
+        default="float32", description="of the passes of all trainings; weights and optimiser stay float32"
     )
     gradient_checkpointing: bool = Field(
         default=False, description="SL-CAI and PPO: less memory, a second forward pass"

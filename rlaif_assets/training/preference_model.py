@@ -69,8 +69,9 @@ def train_preference_model(
 ) -> dict[str, Any]:
     """Trains a PM from a causal LM's folder, or from another PM's, and saves it in `output` with its tokenizer.
 
-    AdamW, linear warm-up and decay, gradient clipping, no dropout, float32. `batch_size` counts pairs per optimiser
-    step; `compute.batch_tokens` splits a step into forward passes and changes nothing but rounding. A pair with a side
+    AdamW, linear warm-up and decay, gradient clipping, no dropout, float32 weights (with `compute.dtype` bfloat16 the
+    passes compute in it). `batch_size` counts pairs per optimiser step; `compute.batch_tokens` splits a step into
+    forward passes and changes nothing but rounding. A pair with a side
     longer than `max_length` tokens, or than the model's context, is dropped and named in the metrics. `progress` gets
     ("training", optimiser steps done, all of them).
 
@@ -91,6 +92,7 @@ def train_preference_model(
             "raise max_length or give more pairs"
         )
 
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=compute.dtype == "bfloat16")
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     steps_per_epoch = math.ceil(len(pairs) / batch_size)
@@ -107,7 +109,8 @@ def train_preference_model(
 
             def gradient(batch_tokens: int, batch: Sequence[EncodedPair] = batch) -> float:
                 optimizer.zero_grad()
-                return batch_gradient(model, batch, center_coefficient, batch_tokens)
+                with half:
+                    return batch_gradient(model, batch, center_coefficient, batch_tokens)
 
             loss, batch_tokens = in_halves(gradient, batch_tokens)
             norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM))
@@ -302,13 +305,16 @@ def sequence_scores(model: Any, sequences: Sequence[Sequence[int]]) -> torch.Ten
     """Scores [n] of n token sequences in one right-padded forward pass.
 
     Read at each sequence's own last token, by its length: the pad id is never compared, so a tokenizer whose pad token
-    is its end-of-turn token loses nothing (transformers' pooling would stop before it).
+    is its end-of-turn token loses nothing (transformers' pooling would stop before it). The head computes in float32
+    under autocast too: bfloat16 would round a score of 5 to steps of 0.03.
     """
     ids = pad(sequences, max(map(len, sequences)), left=False).to(model.device)
     last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=ids.device)
     mask = (torch.arange(ids.shape[1], device=ids.device) <= last[:, None]).long()
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return model.score(hidden[torch.arange(len(last), device=ids.device), last])[:, 0]
+    final = hidden[torch.arange(len(last), device=ids.device), last].float()
+    with torch.autocast(ids.device.type, enabled=False):
+        return model.score(final)[:, 0]
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
