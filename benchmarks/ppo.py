@@ -175,13 +175,13 @@ def run(regime: str, seed: int, chosen: argparse.Namespace, folder: Path) -> dic
 
 def run_side(request: dict[str, Any]) -> dict[str, Any]:
     script = Path(__file__).with_name("ppo_side.py")
-    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     if request["dtype"] == "bfloat16":
         settings["ACCELERATE_MIXED_PRECISION"] = "bf16"  # TRL's own option does nothing under transformers 5
     done = subprocess.run(
         [sys.executable, str(script)], input=json.dumps(request), capture_output=True, text=True,
-        env={**os.environ, **settings, "PYTHONPATH": root}, check=False,
+        env={**os.environ, **settings, "PYTHONPATH": path}, check=False,
     )  # fmt: skip
     if done.returncode:
         raise BenchmarkError(f"{request['side']} failed:\n{done.stderr[-3000:]}")

@@ -39,6 +39,9 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Rows that have ended are dropped from the cache when so many of its rows have: dropping copies the rest.
 DROP_SHARE = 0.25
+# A token that is decoded keeps its keys and values alone, where a training keeps every layer's activations. A GPU waits
+# for its next step whatever the number of rows; on the CPU larger batches only pad more.
+GPU_DECODE_ROOM = 4
 # Logits of so many vocabulary entries weigh as much as one token in the budget of `answer_logprobs`.
 LOGITS_PER_TOKEN = 16_384
 
@@ -117,8 +120,10 @@ class LocalModel:
                 found += zip(some, self._decode([prompts[i] for i in some], draws, temperature), strict=True)
             return found
 
-        for rows in length_batches(costs, self.batch_tokens):
-            answers, self.batch_tokens = in_halves(partial(decode, rows), self.batch_tokens)
+        room = GPU_DECODE_ROOM if self.device.type == "cuda" else 1
+        for rows in length_batches(costs, room * self.batch_tokens):
+            answers, held = in_halves(partial(decode, rows), room * self.batch_tokens)
+            self.batch_tokens = held // room
             for i, (token_ids, finished) in answers:
                 text = decode_text(self.tokenizer, token_ids[:-1] if finished else token_ids)
                 generations[i] = Generation(text, token_ids, len(prompts[i]), finished)
@@ -310,6 +315,7 @@ def choose_device(compute: ComputeSettings) -> torch.device:
         if (device.index or 0) >= torch.cuda.device_count():
             raise ModelError(f"compute.device={name}: {torch.cuda.device_count()} GPUs were found; take auto or cpu")
         torch.cuda.set_per_process_memory_fraction(compute.memory_share, device)
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans 45 ms for every new shape, and ours are always new
     return device
 
 
