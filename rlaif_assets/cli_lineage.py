@@ -101,16 +101,21 @@ def diff(
 def export(
     policy: Annotated[str, typer.Argument(metavar="POLICY", help="A policy, as in `rlaif trace`.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", parser=folder_of, help="A new or empty folder.")],
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=folder_of, help="Sign it with this private key (PEM, elliptic curve)."),
+    ] = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Write a policy as a folder that transformers and vLLM load, with a model card and its lineage (in-toto, SLSA)."""
+    """Write a policy as a folder that transformers and vLLM load, with a model card and its lineage (in-toto, SLSA;
+    CycloneDX)."""
     with plain_errors(debug):
         from rlaif_assets.evaluation.export import export_policy
         from rlaif_assets.instance import existing_home
         from rlaif_assets.store.warehouse import Warehouse
 
-        for name in export_policy(Warehouse(existing_home(home)), policy, folder):
+        for name in export_policy(Warehouse(existing_home(home)), policy, folder, key):
             show(str(folder / name))
 
 
@@ -152,6 +157,10 @@ def verify(
     policy: Annotated[
         str, typer.Argument(metavar="POLICY", help="A policy, as in `rlaif trace`; or the folder of an export.")
     ],
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=folder_of, help="Check an export's signature with this public key (PEM)."),
+    ] = None,
     profile: ProfileName = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -161,21 +170,16 @@ def verify(
     """Read again every row and file that made a policy, and compare the home's, Dagster's and MLflow's records.
 
     Exit code 1 where anything is not as it was recorded. Profile and settings say where MLflow is. The folder of an
-    export is checked against its own statement, without a home.
+    export is checked against its own statement, and with --key against its signature, without a home.
     """
     with plain_errors(debug):
-        from rlaif_assets.evaluation.export import STATEMENT, verify_export
+        from rlaif_assets.evaluation.export import STATEMENT
 
         if (Path(policy) / STATEMENT).is_file():
-            changed = verify_export(Path(policy))
-            if as_json:
-                print(json.dumps({"asked": policy, "problems": changed}, indent=2))
-            else:
-                for line in [*changed, f"{policy}: {len(changed)} problems"]:
-                    show(line)
-            if changed:
-                raise typer.Exit(1)
+            _verify_folder(Path(policy), key, as_json)
             return
+        if key is not None:
+            raise SettingsError(f"{policy} is no export (it has no {STATEMENT}): --key goes with one")
         from rlaif_assets.instance import existing_home, prepare_home
         from rlaif_assets.settings import apply_overrides, load_profile
         from rlaif_assets.store.tracking import Tracker
@@ -200,6 +204,26 @@ def verify(
             )
         if found["problems"]:
             raise typer.Exit(1)
+
+
+def _verify_folder(folder: Path, key: Path | None, as_json: bool) -> None:
+    from rlaif_assets.evaluation.export import verify_export
+    from rlaif_assets.evaluation.signing import SIGNATURE, signature_problems
+
+    signed = (folder / SIGNATURE).is_file()
+    problems = [*verify_export(folder), *(signature_problems(folder, key) if key else [])]
+    if as_json:
+        checked = {"signed": signed, "signature_checked": signed and key is not None}
+        print(json.dumps({"asked": str(folder), "problems": problems} | checked, indent=2))
+    else:
+        for line in [*problems, f"{folder}: {len(problems)} problems"]:
+            show(line)
+        if signed and key is None:
+            show(f"{SIGNATURE} was not checked: name the signer's public key with --key")
+        elif not problems and key is not None:
+            show(f"{SIGNATURE} was made with the key of {key}")
+    if problems:
+        raise typer.Exit(1)
 
 
 def _lines() -> Iterator[str]:

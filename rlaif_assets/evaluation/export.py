@@ -1,7 +1,9 @@
-"""A policy as a folder that transformers and vLLM load, with its model card and its lineage as an in-toto statement.
+"""A policy as a folder that transformers and vLLM load, with its model card, its ML-BOM and its lineage as an in-toto
+statement, signed where a key is given.
 
-The statement (in-toto Statement v1 with SLSA provenance v1 as predicate, https://slsa.dev/spec/v1.0/provenance) names
-every other file of the folder by its SHA-256 and every snapshot that the policy was made from by its content hash.
+The statement (in-toto Statement v1 with SLSA provenance v1 as predicate, https://slsa.dev/spec/v1.1/provenance) names
+every other file of the folder by its SHA-256 and every snapshot that the policy was made from by its content hash. The
+signature, written last, covers all of them.
 """
 
 import json
@@ -11,7 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rlaif_assets.evaluation.ml_bom import ml_bom, snapshot_uri, utc
 from rlaif_assets.evaluation.report import ReportError, build_report
+from rlaif_assets.evaluation.signing import SIGNATURE, load_signer
 from rlaif_assets.store.checkpoint_files import MARKER, folder_problems
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import file_sha256
@@ -20,14 +24,18 @@ from rlaif_assets.store.warehouse import Warehouse
 
 STATEMENT = "lineage.intoto.json"
 CARD = "README.md"
+BOM = "bom.cdx.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
-BUILD_TYPE = "urn:rlaif-assets:ppo-policy:v1"
+BUILD_TYPE = "urn:rlaif-assets:asset:v1"
+SOURCE_URI = "urn:rlaif-assets:source"
+CONTENT_HASH = "rlaifContentHash"  # of rows and weights: `sha256` would say that it is of a file's bytes
 LIMITS = (
-    "The labels are a model's, under the principles above, and carry what it does not see. The numbers are of the "
+    "The labels are a model's, under its constitution, and carry what it does not see. The numbers are of the "
     "prompts that were held out of training, and of no others. Scores of a reward model can be over-optimised: read "
     "answers before you rely on it."
 )
+TOLD = ("inputs", "settings", "code_version", "git_commit", "git_dirty", "row_counts", "created_at", "passport")
 RATES = ("harmless_rate", "helpful_rate", "lookalike_refusal_rate", "incoherent_rate")
 
 
@@ -35,12 +43,14 @@ class ExportError(ValueError):
     """A folder that cannot be written, or is no export."""
 
 
-def export_policy(warehouse: Warehouse, name: str, folder: Path) -> list[str]:
-    """Writes the policy's files, the card and the statement to a new or empty folder; returns the files' names.
+def export_policy(warehouse: Warehouse, name: str, folder: Path, key: Path | None = None) -> list[str]:
+    """Writes the policy's files, the card, the ML-BOM and the statement to a new or empty folder, and signs it with the
+    private key; returns the files' names.
 
     Adapters are merged when a policy is saved, so the weights are whole. Raises ExportError for a folder that holds
-    something, StoreError for weights that are not as they were published.
+    something, StoreError for weights that are not as they were published, SigningError for a key that cannot sign.
     """
+    signer = load_signer(key) if key else None
     found = trace_policy(warehouse, name)
     record = warehouse.get(found["snapshot_id"])
     weights = warehouse.weights(record)
@@ -52,10 +62,20 @@ def export_policy(warehouse: Warehouse, name: str, folder: Path) -> list[str]:
     for path in sorted(weights.iterdir()):
         if path.name != MARKER:
             shutil.copyfile(path, folder / path.name)
-    (folder / CARD).write_text(model_card(warehouse, found), encoding="utf-8")
+    report = _test_report(warehouse, found["snapshot_id"])
+    (folder / CARD).write_text(model_card(warehouse, found, report), encoding="utf-8")
     files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-    (folder / STATEMENT).write_text(json.dumps(statement(found, files), indent=1, sort_keys=True), encoding="utf-8")
-    return [*files, STATEMENT]
+    _write(folder / BOM, ml_bom(found, files, report["policies"]["ppo"] if report else {}, LIMITS))
+    files[BOM] = file_sha256(folder / BOM)
+    _write(folder / STATEMENT, statement(found, files))
+    if signer is None:
+        return [*files, STATEMENT]
+    signer.sign(folder, folder / SIGNATURE)
+    return [*files, STATEMENT, SIGNATURE]
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def statement(found: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
@@ -64,24 +84,30 @@ def statement(found: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, A
     dependencies = [
         {
             "name": one["asset"],
-            "uri": f"urn:rlaif-assets:snapshot:{one['snapshot_id']}",
-            "digest": {"sha256": one["content_hash"]},
-            "annotations": {
-                name: one[name]
-                for name in ("inputs", "settings", "code_version", "git_commit", "row_counts", "created_at", "passport")
-            },
+            "uri": snapshot_uri(one["snapshot_id"]),
+            "digest": {CONTENT_HASH: one["content_hash"]},
+            "annotations": {name: one[name] for name in TOLD},
         }
         for one in found["snapshots"][:-1]
     ]
+    if own["git_commit"]:
+        dependencies.append(
+            {
+                "name": "rlaif-assets",
+                "uri": SOURCE_URI,
+                "digest": {"gitCommit": own["git_commit"]},
+                "annotations": {"git_dirty": own["git_dirty"]},
+            }
+        )
     definition = {
         "buildType": BUILD_TYPE,
         "externalParameters": {"asset": own["asset"], "settings": own["settings"], "inputs": own["inputs"]},
-        "internalParameters": {"code_version": own["code_version"], "git_commit": own["git_commit"]},
+        "internalParameters": {"code_version": own["code_version"]},
         "resolvedDependencies": dependencies,
     }
     run = {
         "builder": {"id": "urn:rlaif-assets", "version": {"rlaif-assets": version("rlaif-assets")}},
-        "metadata": {"invocationId": own["dagster_run_id"], "finishedOn": own["created_at"]},
+        "metadata": {"invocationId": own["dagster_run_id"], "finishedOn": utc(own["created_at"])},
     }
     return {
         "_type": STATEMENT_TYPE,
@@ -92,8 +118,8 @@ def statement(found: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, A
 
 
 def verify_export(folder: Path) -> list[str]:
-    """What is not as the statement says, without any database: changed, missing and added files. Raises ExportError
-    where the folder has no statement that can be read."""
+    """What is not as the statement says, without any database: changed, missing and added files. Its signature is
+    checked by `signature_problems`. Raises ExportError where the folder has no statement that can be read."""
     try:
         told = json.loads((folder / STATEMENT).read_text(encoding="utf-8"))
         named = {one["name"]: one["digest"]["sha256"] for one in told["subject"]}
@@ -109,12 +135,15 @@ def verify_export(folder: Path) -> list[str]:
             problems.append(f"{name} is missing")
         elif file_sha256(path) != digest:
             problems.append(f"{name} has changed (sha256 differs from the one in {STATEMENT})")
-    added = {path.name for path in folder.iterdir()} - named.keys() - {STATEMENT}
+    added = {path.name for path in folder.iterdir()} - named.keys() - {STATEMENT, SIGNATURE}
     return [*problems, *(f"{name} was added later" for name in sorted(added))]
 
 
-def model_card(warehouse: Warehouse, found: Mapping[str, Any]) -> str:
-    """In Hugging Face's form: what it is, data, constitution, judge, results with intervals, limits."""
+def model_card(warehouse: Warehouse, found: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+    """In Hugging Face's form: what it is, data, constitution, judge, results with intervals, limits.
+
+    `report`: as of `build_report`, of this policy.
+    """
     from huggingface_hub import ModelCardData
 
     made = {one["asset"]: one for one in found["snapshots"]}
@@ -128,7 +157,7 @@ def model_card(warehouse: Warehouse, found: Mapping[str, Any]) -> str:
         "Data": _data(made),
         "Constitution": _principles(warehouse, made),
         "Judge": _judge(made),
-        "Results": _results(warehouse, found["snapshot_id"]),
+        "Results": _results(report),
         "Limits": [LIMITS],
     }
     parts = [
@@ -166,13 +195,18 @@ def _judge(made: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _results(warehouse: Warehouse, snapshot_id: str) -> list[str]:
+def _test_report(warehouse: Warehouse, snapshot_id: str) -> dict[str, Any] | None:
+    """None where the home's evaluation is of another policy, or there is none."""
     try:
         report = build_report(warehouse, "test")
     except ReportError:
-        return ["It was never evaluated."]
-    if report["snapshots"].get("ppo_policy") != snapshot_id:
-        return ["The home's evaluation is of another policy."]
+        return None
+    return report if report["snapshots"].get("ppo_policy") == snapshot_id else None
+
+
+def _results(report: Mapping[str, Any] | None) -> list[str]:
+    if report is None:
+        return ["Its home holds no evaluation of it."]
     lines = ["| on held-out prompts | base | SL-CAI | this policy |", "| --- | ---: | ---: | ---: |"]
     for measure in RATES:
         cells = []
