@@ -1,5 +1,6 @@
 """What the verbs of the `rlaif` command share: consoles, options, errors as messages and exit codes."""
 
+import getpass
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,14 @@ Overrides = Annotated[
     typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Override a setting, e.g. red_team_prompts.limit=200."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Dagster's log and the traceback of an error.")]
+
+
+def user_name() -> str:
+    """Who types, for what is recorded with a name; the number of a user without one, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 @contextmanager

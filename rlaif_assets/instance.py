@@ -176,8 +176,8 @@ def slot_holders(instance: "DagsterInstance", pool: str) -> list[str]:
     return [_told(run) for run in runs if run is not None]
 
 
-def open_runs(instance: "DagsterInstance", job: str) -> list[str]:
-    """The runs of this job that are waiting or at work, each a sentence as in `Findings.left`; dead ones are not."""
+def open_runs(instance: "DagsterInstance", job: str | None = None) -> list[str]:
+    """The runs (of this job) that are waiting or at work, each a sentence as in `Findings.left`; dead ones are not."""
     import dagster as dg
 
     statuses = [

@@ -13,7 +13,7 @@ from rlaif_assets.store.fingerprint import folder_fingerprint
 from rlaif_assets.store.lineage import ancestry, verify
 from rlaif_assets.store.model_places import locate
 from rlaif_assets.store.trace import find_snapshot
-from rlaif_assets.store.tracking import DATABASE, Tracker, home_uri
+from rlaif_assets.store.tracking import DATABASE, Tracker
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def verify_policy(
         if instance is not None:
             found += [f"{where}: Dagster: {problem}" for problem in _dagster_problems(instance, record)]
         problems += found
-    problems += _mlflow_problems(warehouse.home, tracker, records)
+    problems += _mlflow_problems(tracker, records)
     return {
         "asked": name,
         "snapshot_id": asked.snapshot_id,
@@ -99,10 +99,10 @@ def _dagster_problems(instance: "DagsterInstance", record: SnapshotRecord) -> It
     yield f"its event log has no materialization of it (run {record.dagster_run_id})"
 
 
-def _mlflow_problems(home: Path, tracker: Tracker, records: list[SnapshotRecord]) -> Iterator[str]:
+def _mlflow_problems(tracker: Tracker, records: list[SnapshotRecord]) -> Iterator[str]:
     """Each run that was recorded must be there and say the same inputs. A source has none."""
     recorded = [record for record in records if record.mlflow_run_id]
-    if recorded and tracker.uri == home_uri(home) and not (home / DATABASE).is_file():
+    if recorded and tracker.lost:
         yield f"MLflow: {DATABASE} is missing: its record is lost"
         return
     for record in recorded:

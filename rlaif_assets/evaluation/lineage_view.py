@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.text import Text
 from rich.tree import Tree
 
+from rlaif_assets.store.warehouse import removal_text
+
 TEXT = 160  # characters of a row's text in the terminal
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
@@ -61,7 +63,7 @@ def facts(one: Mapping[str, Any]) -> list[str]:
     if one["learned"]:
         lines.append("was given " + ", ".join(f"{count:,} {name}" for name, count in one["learned"].items()))
     if one["path"]:
-        lines.append(f"weights {one['path']}")
+        lines.append(f"weights {removal_text(one['removed']) if one['removed'] else one['path']}")
     if one["settings"]:
         lines.append("settings " + " ".join(f"{name}={_short(value)}" for name, value in one["settings"].items()))
     if isinstance(one["passport"], Mapping):

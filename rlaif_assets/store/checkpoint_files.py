@@ -93,6 +93,16 @@ def adopt_folder(temporary: Path, home: Path, asset: str, content_hash: str | No
     return relative
 
 
+def adopted_folders(home: Path) -> list[str]:
+    """What `adopt_folder` has made in this home, by the paths that it returned. Folders of other names are not ours,
+    nor is what a link leads to."""
+    root, found = home.resolve(), []
+    for folder in sorted((root / "checkpoints").glob("*/*")):
+        if re.fullmatch(r"[0-9a-f]{32}", folder.name) and folder.is_dir() and folder.resolve() == folder:
+            found.append(str(folder.relative_to(root)))
+    return found
+
+
 def _checked_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a folder: save the model there first")

@@ -7,7 +7,7 @@ from pathlib import Path
 from rlaif_assets.store.checkpoint_files import folder_problems, marked_fingerprint
 from rlaif_assets.store.fingerprint import combine_hashes, folder_fingerprint, sha256_text, table_hash
 from rlaif_assets.store.judgements import JudgementStore, judgements_hash
-from rlaif_assets.store.warehouse import Row, SnapshotRecord, StoreError, Warehouse
+from rlaif_assets.store.warehouse import Row, SnapshotRecord, StoreError, Warehouse, removal_text
 
 
 def ancestry(warehouse: Warehouse, snapshot_id: str) -> list[SnapshotRecord]:
@@ -47,8 +47,8 @@ def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:
     """Reads every row and weight file of one snapshot again and hashes them; returns what differs, empty if nothing.
 
     Missing rows are named by table and position, changed ones by table, weights by file, and labels whose judgements
-    (rows of no snapshot) are missing or changed by their ids. For the inputs too, verify
-    each of `ancestry`. Raises StoreError where there is no such snapshot.
+    (rows of no snapshot) are missing or changed by their ids. Weights that were removed on purpose are named as that.
+    For the inputs too, verify each of `ancestry`. Raises StoreError where there is no such snapshot.
     """
     record = warehouse.get(snapshot_id)
     problems = []
@@ -65,12 +65,15 @@ def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:
             problems += _judgement_problems(warehouse, rows)
     weights = None
     if record.path is not None:
-        folder = warehouse.home / record.path
-        problems += folder_problems(folder)
-        try:
-            weights = folder_fingerprint(folder)
-        except OSError as error:
-            problems.append(f"{record.path}: {error}")
+        if removal := warehouse.removals([record]).get(snapshot_id):
+            problems.append(f"the weights were {removal_text(removal)}, on purpose; what they were cannot be verified")
+        else:
+            folder = warehouse.home / record.path
+            problems += folder_problems(folder)
+            try:
+                weights = folder_fingerprint(folder)
+            except OSError as error:
+                problems.append(f"{record.path}: {error}")
     if not problems and combine_hashes(hashes, weights) != record.content_hash:
         problems.append("the content hash of rows and weights differs from the one published")
     if sha256_text(record.key + record.content_hash)[:32] != snapshot_id:

@@ -24,6 +24,11 @@ CREATE TABLE aliases (
     position BIGINT, name VARCHAR, alias VARCHAR, version BIGINT, who VARCHAR, why VARCHAR, created_at VARCHAR
 );
 
+-- Weights, artifacts and states that `pruning.py` took out of the home; snapshot_id is null where none named the path.
+CREATE TABLE removals (
+    position BIGINT, snapshot_id VARCHAR, path VARCHAR, bytes BIGINT, who VARCHAR, why VARCHAR, created_at VARCHAR
+);
+
 -- Every look of a judge, once: not of a snapshot, labels name judgement ids. Only `judgements.py` adds to it.
 CREATE TABLE judgements (
     judgement_id VARCHAR, pair_id VARCHAR, principle_id VARCHAR, "order" VARCHAR, logprob_first DOUBLE,

@@ -36,7 +36,8 @@ PRINCIPLE_TABLES = ("judging_principles", "critique_principles")
 
 def find_snapshot(warehouse: Warehouse, name: str) -> SnapshotRecord:
     """A snapshot id, or its beginning (8 digits or more); a version of the registry (`rlaif-policy/3`, `@champion`,
-    `rlaif-policy@champion`); an asset's name for its current snapshot; or the folder of a checkpoint in this home.
+    `rlaif-policy@champion`); an asset's name for its current snapshot; or the folder of a checkpoint in this home, also
+    of one that was removed.
 
     Raises StoreError with the nearest names.
     """
@@ -50,7 +51,7 @@ def find_snapshot(warehouse: Warehouse, name: str) -> SnapshotRecord:
     found = warehouse.named(name)
     if not found:
         folder = Path(name).expanduser().resolve()
-        if folder.is_dir() and folder.is_relative_to(warehouse.home.resolve()):
+        if folder.is_relative_to(warehouse.home.resolve()):
             found = warehouse.of_folder(str(folder.relative_to(warehouse.home.resolve())))
     if len(found) == 1:
         return found[0]
@@ -70,10 +71,11 @@ def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
     """{asked, snapshot_id, registry, snapshots}: the snapshot and all its ancestors, what is read before what reads it.
 
     Each has the fields of `SnapshotRecord`; `learned`: rows by source where it trained; `passport`: the judge's, on
-    labels. `registry`: the versions that are this snapshot, with their aliases.
+    labels; `removed`: see `Warehouse.removals`. `registry`: the versions that are this snapshot, with their aliases.
     """
     asked = find_snapshot(warehouse, name)
     records = ancestry(warehouse, asked.snapshot_id)
+    removed = warehouse.removals(records)
     with warehouse.connection(read_only=True) as connection:
         learned = _learned_by_source(connection, [record.snapshot_id for record in records])
     return {
@@ -86,7 +88,11 @@ def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
         ],
         "snapshots": [
             dataclasses.asdict(record)
-            | {"learned": learned.get(record.snapshot_id, {}), PASSPORT: record.metrics.get(PASSPORT)}
+            | {
+                "learned": learned.get(record.snapshot_id, {}),
+                PASSPORT: record.metrics.get(PASSPORT),
+                "removed": removed.get(record.snapshot_id),
+            }
             for record in records
         ],
     }

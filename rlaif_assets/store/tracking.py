@@ -25,7 +25,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 LIMIT_PARAM, LIMIT_TAG, LIMIT_DIGEST, BATCH_PARAMS, BATCH_METRICS = 6000, 5000, 36, 100, 1000
 SNAPSHOT_TAG = "rlaif.snapshot_id"
+PRUNED_TAG = "rlaif.pruned"
 DATABASE = "mlflow.db"
+ARTIFACTS = "mlflow_artifacts"
 
 
 def _told(method: "Callable[Concatenate[Tracker, P], T]") -> "Callable[Concatenate[Tracker, P], T]":
@@ -81,6 +83,11 @@ class Tracker:
         self.experiment = experiment
         self.ui_url = ui_url.rstrip("/")
 
+    @property
+    def lost(self) -> bool:
+        """The home's own database is missing, and would be made anew by whoever asks it."""
+        return self.uri == home_uri(self.home) and not (self.home / DATABASE).is_file()
+
     @cached_property
     def client(self) -> "MlflowClient":
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -101,7 +108,7 @@ class Tracker:
         """The experiment of this name; in a home that was copied, one of its own, as MLflow cannot move artifacts."""
         if not self.uri.startswith("sqlite:"):
             return self._experiment(self.experiment, None).experiment_id
-        location = (self.home / "mlflow_artifacts").as_uri()
+        location = (self.home / ARTIFACTS).as_uri()
         found = self._experiment(self.experiment, location)
         if found.artifact_location != location:
             found = self._experiment(f"{self.experiment}-{sha256_text(location)[:8]}", location)
@@ -244,6 +251,30 @@ class Tracker:
                 return None
             raise
         return dict(run.data.tags) if run.info.lifecycle_stage == "active" else None
+
+    @_told
+    def aliased(self, name: str) -> dict[str, str]:
+        """The snapshot that each alias of a registered model names, those that a person gave in MLflow's UI among them;
+        none where there is no such model."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            aliases = self.client.get_registered_model(_model_name(name)).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+        named = {alias: self.client.get_model_version(name, version).tags for alias, version in aliases.items()}
+        return {alias: tags[SNAPSHOT_TAG] for alias, tags in named.items() if SNAPSHOT_TAG in tags}
+
+    @_told
+    def mark_pruned(self, run_id: str, model_id: str | None, text: str) -> None:
+        """Tags a run, and the model that it logged, whose artifacts were removed; nothing where the run was deleted."""
+        if self.run_tags(run_id) is None:
+            return
+        self.client.set_tag(run_id, PRUNED_TAG, text)
+        if model_id is not None:
+            self.client.set_logged_model_tags(model_id, {PRUNED_TAG: text})
 
     @_told
     def url(self, run_id: str) -> str:

@@ -30,7 +30,7 @@ from rlaif_assets.store.fingerprint import canonical_json, combine_hashes, sha25
 if TYPE_CHECKING:
     import duckdb
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE = "warehouse.duckdb"
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
@@ -38,7 +38,9 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
     "lock_configuration": True,
 }
-OWN_TABLES = frozenset({"schema_version", "snapshots", "materializations", "registrations", "aliases", "judgements"})
+OWN_TABLES = frozenset(
+    {"schema_version", "snapshots", "materializations", "registrations", "aliases", "removals", "judgements"}
+)
 Row = dict[str, Any]
 
 
@@ -205,6 +207,14 @@ class Warehouse:
             ]
             connection.execute("INSERT INTO materializations VALUES (?, ?, ?, ?, ?, ?)", row)
 
+    def record_removals(self, removals: Sequence[Row]) -> None:
+        """{snapshot_id, path, bytes, who, why} each, in one transaction: what is about to be taken out of the home."""
+        columns = to_columns("removals", [{**row, "created_at": now()} for row in removals], positioned=False)
+        with self.connection(read_only=False) as connection:
+            first = _count(connection, "removals")
+            columns["position"] = list(range(first, first + len(removals)))
+            _insert(connection, "removals", columns)
+
     def rows(self, table: str, snapshot_id: str, limit: int | None = None) -> list[Row]:
         """The table's rows of one snapshot in the order they were given, JSON columns decoded, without `snapshot_id`
         and `position`. An unknown snapshot has none."""
@@ -254,8 +264,28 @@ class Warehouse:
             raise StoreError(f"snapshot {record.snapshot_id} of {record.asset} has no weights")
         folder = self._inside(record.path)
         if not is_complete(folder):
+            if removal := self.removals([record]).get(record.snapshot_id):
+                raise StoreError(
+                    f"the weights of {record.asset} {record.snapshot_id} were {removal_text(removal)}; `rlaif run` "
+                    "with the settings that `rlaif trace` tells makes them again"
+                )
             raise StoreError(f"{folder} is missing or damaged: materialize {record.asset} again")
         return folder
+
+    def removals(self, records: Sequence[SnapshotRecord]) -> dict[str, Row]:
+        """{who, why, bytes, created_at} by snapshot id, of those of these whose weights were removed on purpose and are
+        not there (again); `pruning` tells more."""
+        missing = {record.snapshot_id: record.path for record in records if not self._whole(record)}
+        if not missing:
+            return {}
+        query = (
+            "SELECT snapshot_id, path, who, why, bytes, created_at FROM removals"
+            " WHERE snapshot_id IN (SELECT unnest(?)) ORDER BY position"
+        )
+        with self.connection(read_only=True) as connection:
+            found = connection.execute(query, [sorted(missing)]).fetchall()
+        names = ("who", "why", "bytes", "created_at")
+        return {one: dict(zip(names, row, strict=True)) for one, path, *row in found if path == missing[one]}
 
     def _whole(self, record: SnapshotRecord) -> bool:
         return record.path is None or is_complete(self._inside(record.path))
@@ -354,6 +384,11 @@ def rows_where(connection: "duckdb.DuckDBPyConnection", table: str, column: str,
             " ORDER BY snapshots.position DESC, t.position"
         )
     return [_decoded(names, row, kinds) for row in connection.execute(query, [value]).fetchall()]
+
+
+def removal_text(removal: Mapping[str, Any]) -> str:
+    """`removed DATE by WHO: WHY` of `Warehouse.removals`."""
+    return f"removed {removal['created_at'][:10]} by {removal['who']}: {removal['why']}"
 
 
 def table_columns(table: str) -> dict[str, str]:

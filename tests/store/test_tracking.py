@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif_assets.store.tracking import Tracker, TrackingError
+from rlaif_assets.store.tracking import ARTIFACTS, PRUNED_TAG, Tracker, TrackingError
 
 SNAPSHOT = "0123456789abcdef0123456789abcdef"
 
@@ -145,3 +145,23 @@ def test_a_process_that_dies_while_it_makes_the_database_harms_no_other(tmp_path
     tracker = Tracker(None, tmp_path, "rlaif", "")
     assert tracker.client.get_run(tracker.start_run("one")).info.run_name == "one"
     assert not list(tmp_path.glob("*.new"))
+
+
+def test_who_is_named_by_an_alias_is_told_and_artifacts_that_are_gone_are_marked(tracker: Tracker) -> None:
+    run_id = tracker.start_run("ppo_policy")
+    model = tracker.log_model(run_id, "ppo_policy", "checkpoints/ppo_policy/ab")
+    version = tracker.register(model, "named", SNAPSHOT)
+    tracker.client.set_registered_model_alias("named", "by-hand", version)
+    assert tracker.aliased("named") == {"candidate": SNAPSHOT, "by-hand": SNAPSHOT}
+    assert tracker.aliased("unknown") == {}
+    tracker.log_figure(run_id, "curve", b"png")
+    shutil.rmtree(tracker.home / ARTIFACTS / run_id)
+    assert tracker.client.list_artifacts(run_id) == []  # which is what MLflow's page asks
+    tracker.mark_pruned(run_id, model, "why")
+    assert (tracker.run_tags(run_id) or {})[PRUNED_TAG] == "why"
+    assert tracker.client.get_logged_model(model).tags[PRUNED_TAG] == "why"
+    tracker.client.delete_run(run_id)
+    tracker.mark_pruned(run_id, model, "again")  # a person deleted it: nothing to tell
+    assert tracker.client.get_logged_model(model).tags[PRUNED_TAG] == "why"
+    with pytest.raises(TrackingError, match="is no name for MLflow"):
+        tracker.aliased("a b")

@@ -307,7 +307,7 @@ def test_another_schema_version_is_refused(tmp_path: Path, read: Callable[[Wareh
     warehouse = Warehouse(tmp_path)
     warehouse.list()
     tamper(tmp_path, "UPDATE schema_version SET version = 99")
-    with pytest.raises(StoreError, match="schema version 99, this program reads 3"):
+    with pytest.raises(StoreError, match="schema version 99, this program reads 4"):
         read(warehouse)
     assert filelock.FileLock(tmp_path / "warehouse.duckdb.lock").acquire(timeout=0)
 
