@@ -28,7 +28,7 @@ from rlaif_assets.cli_common import (
     show_error,
 )
 from rlaif_assets.cli_lineage import lineage
-from rlaif_assets.settings import MAX_SEED
+from rlaif_assets.settings import MAX_SEED, SettingsError
 
 app = typer.Typer(
     name="rlaif",
@@ -123,19 +123,48 @@ def report(
         typer.Argument(metavar="HOME...", parser=folder_of, help="Homes; several give mean and spread."),
     ] = None,
     split: Annotated[Literal["dev", "test"], typer.Option(help="The held-out prompts to read the rates on.")] = "test",
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY", help="A policy of one home, as in `rlaif trace`; default the one last evaluated."
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", parser=folder_of, help="Write the policy's report as a page."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Print the results of one or several homes: base, SL-CAI and PPO side by side."""
+    """Print the results of one or several homes: base, SL-CAI and PPO side by side; or write a policy's page."""
     with plain_errors(debug):
-        from rlaif_assets.evaluation.report import build_report, combine_reports, report_table
+        from rlaif_assets.evaluation.report import (
+            ReportError,
+            build_report,
+            combine_reports,
+            named_policy,
+            report_table,
+        )
         from rlaif_assets.instance import home_folder
         from rlaif_assets.store.warehouse import Warehouse
 
         named = [*(homes or []), *([home] if home else [])] or [None]
         folders = list({found.resolve(): found for found in map(home_folder, named)}.values())  # each counts once
-        reports = [build_report(Warehouse(folder), split) for folder in folders]
+        if (policy or page) and len(folders) > 1:
+            raise SettingsError(f"--policy and --html go with one home, and {len(folders)} are named")
+        record, evaluation = named_policy(Warehouse(folders[0]), policy) if policy or page else (None, None)
+        if record is not None and page is not None:
+            from rlaif_assets.evaluation.policy_report import policy_page
+
+            if not page.absolute().parent.is_dir():
+                raise SettingsError(f"--html {page}: there is no folder {page.absolute().parent}")
+            page.write_text(policy_page(Warehouse(folders[0]), record, evaluation, split), encoding="utf-8")
+            show(f"written to {page}")
+            return
+        if record is not None and evaluation is None:
+            raise ReportError(f"{policy} was never evaluated; --html writes what it was made from")
+        reports = [build_report(Warehouse(folder), split, evaluation) for folder in folders]
         if len(reports) == 1:
             whole, table = reports[0], report_table(reports[0])
         else:

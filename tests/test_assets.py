@@ -19,6 +19,7 @@ from rlaif_assets.assets.progress import make_progress
 from rlaif_assets.assets.recording import FORCE_TAG, numbers, preview
 from rlaif_assets.feedback.limits import RULES, measured
 from rlaif_assets.pipeline import failed_steps
+from rlaif_assets.store.errors import TrackingError
 from rlaif_assets.store.lineage import ancestry, verify
 from rlaif_assets.store.warehouse import Warehouse
 from tests.homes import Home, failure, metadata
@@ -227,6 +228,28 @@ def test_policies_of_two_generations_are_not_compared(home: Home) -> None:
     told = failure(home.run(["policy_evaluation"]))
     assert f"current one is {home.ids()['sl_cai_checkpoint']}: materialize ppo_policy first" in told
     assert home.run().success and without_changes(home.ids()) == without_changes(before)
+
+
+def test_an_evaluation_has_pictures_and_a_page_once_and_mlflow_may_fail(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlaif_assets.store.tracking import Tracker
+
+    record = home.warehouse.get(home.ids()["policy_evaluation"])
+    pages: list[str] = []
+
+    def refuse(tracker: Tracker, run_id: str, name: str, page: str) -> None:
+        pages.append(page)
+        raise TrackingError("MLflow is full")
+
+    monkeypatch.setattr(Tracker, "log_page", refuse)
+    found = metadata(home.run(["policy_evaluation"], tags={FORCE_TAG: "policy_evaluation"}))["policy_evaluation"]
+    assert found["snapshot_id"] == record.snapshot_id and found["mlflow_pending"] == "MLflow is full"
+    assert len(pages) == 1 and record.snapshot_id in pages[0]
+    for name in ("rates", "lengths"):
+        assert str(found[name]).startswith(f"![{name}](data:image/png;base64,")
+        assert list((home.folder / "mlflow_artifacts").glob(f"*{record.mlflow_run_id}/artifacts/figures/{name}.png"))
+    assert metadata(home.run(["policy_evaluation"]))["policy_evaluation"]["reused"] and len(pages) == 1
 
 
 def test_what_dagster_shows(home: Home) -> None:

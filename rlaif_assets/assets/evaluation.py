@@ -14,6 +14,7 @@ from rlaif_assets.settings import ResponsePairsSettings
 
 if TYPE_CHECKING:
     from rlaif_assets.language_models.local import LocalModel
+    from rlaif_assets.store.warehouse import SnapshotRecord
 
 HELD_OUT: tuple[Split, ...] = ("dev", "test")
 
@@ -49,7 +50,6 @@ def policy_evaluation(
     stage = Stage(context, config, storage, compute, tracking)
 
     def work() -> Product:
-        from rlaif_assets.evaluation.pictures import rates_picture
         from rlaif_assets.evaluation.policies import evaluate
         from rlaif_assets.pocket.annotator import classify
 
@@ -65,10 +65,28 @@ def policy_evaluation(
         rates = _rates(answers, config, judged, self_judged)
         tables = {"evaluation_rates": rates, "evaluation_answers": answers}
         metrics = {"labels": _label_metrics(stage, policies["sl_cai"], config)}
-        pictures = {"rates": rates_picture([rate for rate in rates if rate.split == "test"])}
-        return Product(tables, rejected + unjudged, None, metrics, sum(row.tokens for row in answers), pictures)
+        tokens = sum(row.tokens for row in answers)
+        return Product(tables, rejected + unjudged, None, metrics, tokens, _pictures(answers, rates))
 
-    return stage.record(work)
+    return stage.record(work, pages=lambda record: _pages(stage, record))
+
+
+def _pictures(answers: list[EvaluationAnswer], rates: list[EvaluationRate]) -> dict[str, bytes]:
+    from rlaif_assets.evaluation.pictures import lengths_picture, rates_picture
+
+    tested = [row for row in answers if row.split == "test"]
+    names = dict.fromkeys(row.policy for row in tested)
+    lengths = {name: [row.tokens for row in tested if row.policy == name] for name in names}
+    return {
+        "rates": rates_picture([rate for rate in rates if rate.split == "test"]),
+        "lengths": lengths_picture(lengths),
+    }
+
+
+def _pages(stage: Stage, record: "SnapshotRecord") -> dict[str, str]:
+    from rlaif_assets.evaluation.policy_report import policy_page
+
+    return {"report": policy_page(stage.warehouse, stage.inputs["ppo_policy"], record)}
 
 
 def _rates(

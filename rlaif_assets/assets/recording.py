@@ -192,13 +192,15 @@ class Stage:
         registered: str | None = None,
         shown: Callable[["SnapshotRecord"], Mapping[str, str]] = lambda record: {},
         guard: AbstractContextManager[None] | None = None,
+        pages: Callable[["SnapshotRecord"], Mapping[str, str]] = lambda record: {},
     ) -> dg.MaterializeResult:
         """Reuses the newest snapshot of this stage's key, unless forced, or works and records under an MLflow run.
 
         `identity` gives what decides the result, by default the config. `registered` names the MLflow registry's model
         that the weights become a version of. `shown` gives markdown by name, made of the stored snapshot. `guard` is
         entered before the work, not where a snapshot is reused, and left when the new one is stored; what it raises
-        comes out as it is. Raises Failure, without retries, for the user's errors.
+        comes out as it is. `pages` gives HTML by name, made of a new snapshot for MLflow to keep. Raises Failure,
+        without retries, for the user's errors.
         """
         with user_errors():
             self.key = key = self._key(identity() if identity else self.config.model_dump())
@@ -207,10 +209,16 @@ class Stage:
                 self._finish_tracking(found, registered)
                 return self._result(found, reused=True, markdown=shown(found))
             with guard or nullcontext():
-                record, product = self._make(key, work, registered)
+                record, product = self._make(key, work, registered, pages)
                 return self._result(record, reused=False, pictures=product.pictures, markdown=shown(record))
 
-    def _make(self, key: str, work: Callable[[], Product], registered: str | None) -> "tuple[SnapshotRecord, Product]":
+    def _make(
+        self,
+        key: str,
+        work: Callable[[], Product],
+        registered: str | None,
+        pages: Callable[["SnapshotRecord"], Mapping[str, str]],
+    ) -> "tuple[SnapshotRecord, Product]":
         self._start_run()
         try:
             reset_gpu_memory()
@@ -219,6 +227,7 @@ class Stage:
             record, _ = self._publish(key, product, time.monotonic() - started)
             self.resume_file().unlink(missing_ok=True)
             self._track(record, product, registered)
+            self._tell(lambda tracker, run_id: log_pages(tracker, run_id, pages(record)))
         except BaseException:
             self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FAILED"))
             for folder in self._work_folders:
@@ -430,6 +439,11 @@ class Stage:
             image = base64.b64encode(png).decode()
             metadata[name] = dg.MetadataValue.md(f"![{name}](data:image/png;base64,{image})")
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(record.snapshot_id))
+
+
+def log_pages(tracker: "Tracker", run_id: str, pages: Mapping[str, str]) -> None:
+    for name, page in pages.items():
+        tracker.log_page(run_id, name, page)
 
 
 @contextmanager

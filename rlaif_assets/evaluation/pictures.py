@@ -33,6 +33,28 @@ def rates_picture(rates: Sequence[EvaluationRate]) -> bytes:
     return _png(figure)
 
 
+def lengths_picture(lengths: Mapping[str, Sequence[int]]) -> bytes:
+    """Answer lengths in tokens, one box per policy, the first on top: the box is the middle half, the line in it the
+    median, the diamond the mean; the whiskers reach from the 5% to the 95% quantile. A policy without answers has no
+    box."""
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for place, name in enumerate(lengths):
+        if not lengths[name]:
+            continue
+        mean = {"marker": "D", "markersize": 4, "markerfacecolor": "black", "markeredgecolor": "black"}
+        drawn = axes.boxplot(
+            list(lengths[name]), whis=(5, 95), positions=[place], widths=0.6, orientation="horizontal",
+            showfliers=False, showmeans=True, meanprops=mean, patch_artist=True, medianprops={"color": "black"},
+        )  # fmt: skip
+        drawn["boxes"][0].set_facecolor(f"C{place}")
+    axes.set_yticks(range(len(lengths)), list(lengths))
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("tokens")
+    return _png(figure)
+
+
 def reliability_picture(by_source: Mapping[str, Sequence[Sequence[float]]]) -> bytes:
     """Agreement with the labels over confidence, one line per source; the dashed line is perfect calibration.
 

@@ -4,9 +4,10 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rlaif_assets.evaluation.report import evaluation_of
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.lineage import ancestry
-from rlaif_assets.store.trace import PASSPORT, POLICY, find_snapshot
+from rlaif_assets.store.trace import PASSPORT, find_snapshot
 from rlaif_assets.store.warehouse import Row, SnapshotRecord, Warehouse
 
 # What a row is, beside what may be said anew of the same one: asset, table, its id, and the columns that may change.
@@ -142,7 +143,7 @@ def _rows(
 def _results(
     warehouse: Warehouse, two: Sequence[SnapshotRecord], split: str, count: int, notes: list[str]
 ) -> dict[str, Any]:
-    evaluations: list[SnapshotRecord | None] = [_evaluation(warehouse, record) for record in two]
+    evaluations: list[SnapshotRecord | None] = [evaluation_of(warehouse, record) for record in two]
     for side, record, evaluation in zip("ab", two, evaluations, strict=True):
         if evaluation is None:
             notes.append(f"{side}: {record.asset} {record.snapshot_id} was never evaluated")
@@ -174,12 +175,6 @@ def _results(
         "results": {name: values for name, values in results.items() if values["a"] != values["b"]},
         "answers": _side_by_side(warehouse, evaluations, answers, count),
     }
-
-
-def _evaluation(warehouse: Warehouse, record: SnapshotRecord) -> SnapshotRecord | None:
-    """The newest evaluation of this policy."""
-    evaluations = warehouse.list("policy_evaluation")
-    return next((one for one in reversed(evaluations) if one.inputs.get(POLICY) == record.snapshot_id), None)
 
 
 def _side_by_side(

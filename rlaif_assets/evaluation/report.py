@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rlaif_assets.records import Split
+from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.lineage import ancestry
+from rlaif_assets.store.trace import POLICY, find_snapshot
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
 POLICY_MEASURES = (
@@ -37,8 +39,34 @@ class ReportError(ValueError):
     """The home holds nothing to report."""
 
 
-def build_report(warehouse: Warehouse, split: Split) -> dict[str, Any]:
-    """The numbers of the current `policy_evaluation` and of the snapshots that it was made from.
+def current_evaluation(warehouse: Warehouse) -> SnapshotRecord:
+    """Raises ReportError where the home has none."""
+    evaluation = warehouse.current("policy_evaluation") if warehouse.path.exists() else None
+    if evaluation is None:
+        raise ReportError(f"{warehouse.home} holds no evaluation yet: run `rlaif run --home {warehouse.home}` first")
+    return evaluation
+
+
+def evaluation_of(warehouse: Warehouse, policy: SnapshotRecord) -> SnapshotRecord | None:
+    """The newest evaluation of this policy."""
+    evaluations = warehouse.list("policy_evaluation")
+    return next((one for one in reversed(evaluations) if one.inputs.get(policy.asset) == policy.snapshot_id), None)
+
+
+def named_policy(warehouse: Warehouse, name: str | None) -> tuple[SnapshotRecord, SnapshotRecord | None]:
+    """A policy by any name of `find_snapshot`, with its newest evaluation, None where it has none; without a name the
+    home's current evaluation and its policy. Raises ReportError, StoreError."""
+    if name is None:
+        evaluation = current_evaluation(warehouse)
+        return warehouse.get(evaluation.inputs[POLICY]), evaluation
+    policy = find_snapshot(warehouse, name)
+    if policy.asset != POLICY:
+        raise StoreError(f"{name} is {policy.asset} {policy.snapshot_id}: a report is of a {POLICY}")
+    return policy, evaluation_of(warehouse, policy)
+
+
+def build_report(warehouse: Warehouse, split: Split, evaluation: SnapshotRecord | None = None) -> dict[str, Any]:
+    """The numbers of a `policy_evaluation`, by default the current one, and of the snapshots that it was made from.
 
     Keys: split, seed (None where stages had different ones), policies, win_rates, labels, reward_model, snapshots,
     seconds, peak_memory_mb, and `mixed`: the ids of an asset that is in it in several versions, such as labels made
@@ -48,9 +76,7 @@ def build_report(warehouse: Warehouse, split: Split) -> dict[str, Any]:
     `seconds` are those of making a snapshot, not of reusing it.
     Raises ReportError where the home has no evaluation.
     """
-    evaluation = warehouse.current("policy_evaluation") if warehouse.path.exists() else None
-    if evaluation is None:
-        raise ReportError(f"{warehouse.home} holds no evaluation yet: run `rlaif run --home {warehouse.home}` first")
+    evaluation = evaluation or current_evaluation(warehouse)
     versions: dict[str, list[SnapshotRecord]] = defaultdict(list)
     for record in sorted(ancestry(warehouse, evaluation.snapshot_id), key=lambda record: record.created_at):
         versions[record.asset].append(record)

@@ -236,6 +236,11 @@ class Tracker:
         self.client.log_dict(run_id, value, f"{_model_name(name)}.json")
 
     @_told
+    def log_page(self, run_id: str, name: str, page: str) -> None:
+        """HTML among the run's artifacts, under `NAME.html`."""
+        self.client.log_text(run_id, page, f"{_model_name(name)}.html")
+
+    @_told
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         self.client.set_terminated(run_id, status)
 

@@ -235,6 +235,20 @@ class Warehouse:
             found = connection.execute(query, values).fetchall()
         return [_decoded(names, row, kinds) for row in found]
 
+    def grouped(self, table: str, snapshot_id: str, by: str, means: Sequence[str] = ()) -> list[Row]:
+        """{by, rows, mean of each of these columns} for each value of a column, in their order; the rows stay there."""
+        kinds = table_columns(table)
+        for name in (by, *means):
+            if name not in kinds:
+                raise StoreError(f"{table} has no column {name!r}: {nearest(name, sorted(kinds))}")
+        averages = "".join(f', avg("{name}")' for name in means)
+        query = (
+            f'SELECT "{by}", count(*){averages} FROM "{table}" WHERE snapshot_id = ? GROUP BY "{by}" ORDER BY "{by}"'
+        )
+        with self.connection(read_only=True) as connection:
+            found = connection.execute(query, [snapshot_id]).fetchall()
+        return [dict(zip((by, "rows", *means), row, strict=True)) for row in found]
+
     def where(self, table: str, column: str, value: str) -> list[Row]:
         """See `rows_where`."""
         with self.connection(read_only=True) as connection:

@@ -28,6 +28,7 @@ def test_a_run_keeps_what_it_was_told(tracker: Tracker) -> None:
     tracker.log_metrics(run_id, {"kl": 0.25}, step=4)
     tracker.log_dataset_input(run_id, "prompts", SNAPSHOT, 12)
     tracker.log_figure(run_id, "curve", b"\x89PNG...")
+    tracker.log_page(run_id, "report", "<p>schön</p>")
     tracker.end_run(run_id, "FAILED")
     run = tracker.client.get_run(run_id)
     assert run.info.status == "FAILED"
@@ -40,6 +41,7 @@ def test_a_run_keeps_what_it_was_told(tracker: Tracker) -> None:
     assert (given.dataset.name, given.dataset.digest) == ("prompts", SNAPSHOT)
     assert len(given.dataset.digest) <= 36
     assert [file.path for file in tracker.client.list_artifacts(run_id, "figures")] == ["figures/curve.png"]
+    assert Path(tracker.client.download_artifacts(run_id, "report.html")).read_text("utf-8") == "<p>schön</p>"
     experiment = tracker.client.get_run(run_id).info.experiment_id
     assert tracker.url(run_id) == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{run_id}"
 

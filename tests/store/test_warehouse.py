@@ -122,6 +122,17 @@ def test_what_is_published_is_read(tmp_path: Path) -> None:
     assert warehouse.rows("prompts", "0" * 32) == []
 
 
+def test_rows_are_counted_and_averaged_by_a_column(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    rows = [{"prompt_id": "p", "update": i // 2, "score": score} for i, score in enumerate((1.0, 2.0, None, 5.0, 7.0))]
+    snapshot_id = warehouse.publish(record("ppo_policy"), {"rollouts": rows}).snapshot_id
+    warehouse.publish(record("ppo_policy", key="other"), {"rollouts": rows})
+    found = warehouse.grouped("rollouts", snapshot_id, "update", means=("score", "kl"))
+    assert [list(row.values()) for row in found] == [[0, 2, 1.5, None], [1, 2, 5.0, None], [2, 1, 7.0, None]]
+    with pytest.raises(StoreError, match=r"rollouts has no column 'scroe'.*score"):
+        warehouse.grouped("rollouts", snapshot_id, "update", means=("scroe",))
+
+
 def test_numbers_come_back_exactly(tmp_path: Path) -> None:
     import numpy as np
 
