@@ -26,7 +26,7 @@ SWITCHED_ON = os.environ.get("RLAIF_RELABEL_ENABLED", "") == "1"
 rlaif_all = dg.define_asset_job(
     "rlaif_all",
     selection=dg.AssetSelection.all(),
-    description="Every step, from prompts to the policy's evaluation; what has not changed is reused.",
+    description="Every step, from prompts to the policy's evaluation and promotion; what has not changed is reused.",
     tags={EXCLUSIVE_TAG: "true", "rlaif/pipeline": "all"},
 )
 
@@ -41,8 +41,8 @@ relabel = dg.define_asset_job(
 retrain = dg.define_asset_job(
     "retrain",
     selection=dg.AssetSelection.assets("reward_model", "reward_model_half_a", "reward_model_half_b").downstream()
-    & dg.AssetSelection.assets("policy_evaluation").upstream(),
-    description="Reward models, policy and evaluation on the current preference set, if it passed its audits.",
+    & dg.AssetSelection.assets("champion_policy").upstream(),
+    description="Reward models, policy, evaluation, promotion on the current preference set, if it passed its audits.",
     tags={EXCLUSIVE_TAG: "true", "rlaif/pipeline": "retrain"},
 )
 

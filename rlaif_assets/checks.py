@@ -1,4 +1,4 @@
-"""Checks on the assets: one per audit of the preference set, and a warning on the reward model.
+"""Checks on the assets: one per audit of the preference set, and warnings on the reward model and the champion.
 
 What is audited belongs to `feedback.audits`, limits and advice to `feedback.limits`. A blocking check stops its own run
 alone; `reward_model` refuses failed audits in any later run too (`Stage`).
@@ -116,4 +116,17 @@ def agrees_with_labels(storage: Storage) -> dg.AssetCheckResult:
         severity=dg.AssetCheckSeverity.WARN,
         description="held-out accuracy by source" if accuracy else "no held-out comparison to measure on",
         metadata={f"accuracy/{source}": value for source, value in accuracy.items()},
+    )
+
+
+@dg.asset_check(asset="champion_policy")
+def promoted(storage: Storage) -> dg.AssetCheckResult:
+    """A warning where the candidate was not promoted, with the rules that it did not keep."""
+    with user_errors():
+        snapshot = storage.warehouse().current("champion_policy")
+    told = snapshot.metrics if snapshot else {"promoted": False, "reasons": ["never looked at"]}
+    return dg.AssetCheckResult(
+        passed=told["promoted"],
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join(told["reasons"]) or f"better than {told['compared_with']}",
     )

@@ -28,6 +28,7 @@ from rlaif_assets.cli_common import (
     show_error,
 )
 from rlaif_assets.cli_lineage import lineage
+from rlaif_assets.cli_registry import policies
 from rlaif_assets.settings import MAX_SEED, SettingsError
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(lineage)
+app.add_typer(policies)
 
 
 @app.command()

@@ -23,13 +23,11 @@ from rlaif_assets.cli_common import (
     out,
     plain_errors,
     show,
-    show_aside,
-    user_name,
 )
 from rlaif_assets.settings import MAX_SEED, SettingsError
 
 if TYPE_CHECKING:
-    from rlaif_assets.store.pruning import Plan
+    pass
 
 lineage = typer.Typer()
 
@@ -230,83 +228,6 @@ def _verify_folder(folder: Path, key: Path | None, as_json: bool) -> None:
             show(f"{SIGNATURE} was made with the key of {key}")
     if problems:
         raise typer.Exit(1)
-
-
-@lineage.command()
-def prune(
-    keep: Annotated[int, typer.Option(metavar="N", min=1, help="Keep the weights of the N newest policies.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be removed; remove nothing.")] = False,
-    profile: ProfileName = None,
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    home: Home = None,
-    debug: Debug = False,
-) -> None:
-    """Remove weights and MLflow artifacts, but for the newest policies, those that an alias names, and what is current.
-
-    All that these were made from stays too. Rows stay, so `trace` answers. Profile and settings say where MLflow is.
-    """
-    with plain_errors(debug):
-        from rlaif_assets.instance import existing_home, open_runs, prepare_home
-        from rlaif_assets.relabel_lock import relabelling
-        from rlaif_assets.settings import apply_overrides, load_profile
-        from rlaif_assets.store import pruning
-        from rlaif_assets.store.tracking import Tracker
-        from rlaif_assets.store.warehouse import Warehouse
-        from rlaif_assets.verification import missing_databases
-
-        tracking = apply_overrides(load_profile(profile), overrides or []).tracking
-        folder = existing_home(home)
-        missing = missing_databases(folder)  # before anything is opened, which would make them
-        prepare_home(folder, profile)
-        warehouse, tracker = Warehouse(folder), Tracker(tracking.uri, folder, tracking.experiment, tracking.ui_url)
-        named, who = pruning.named_in_mlflow(warehouse, tracker), user_name()
-        with nullcontext() if missing else dagster_instance() as instance:
-
-            def busy() -> list[str]:
-                told = relabelling(folder)
-                return [*(open_runs(instance) if instance is not None else ()), *([told] if told else ())]
-
-            if dry_run:
-                found = pruning.plan(warehouse, keep, named)
-                aside = [f"prune would be refused now: {line}" for line in busy()]
-            else:
-                found = pruning.prune(warehouse, keep, named, who, busy)
-                untold = pruning.tag_runs(found, tracker, who, keep)
-                aside = [f"MLflow was not told: {untold}"] if untold else []
-        if as_json:
-            removed = [
-                {"path": one.path, "bytes": one.size}
-                | {name: one.record and getattr(one.record, name) for name in ("asset", "snapshot_id")}
-                for one in found.removals
-            ]
-            whole = {"keep": keep, "dry_run": dry_run, "kept": found.kept, "removed": removed, "bytes": found.size}
-            print(json.dumps(whole, indent=2))
-        else:
-            for line in prune_lines(found, dry_run):
-                show(line)
-        for line in aside:
-            show_aside(line)
-
-
-def prune_lines(found: "Plan", dry_run: bool) -> Iterator[str]:
-    """What `rlaif prune` would remove or removed, for a person: a line per snapshot, and the sum."""
-    done = "would be removed" if dry_run else "removed"
-    sizes: dict[str, dict[str, int]] = {}
-    for one in found.removals:
-        record = one.record
-        name = (
-            f"{record.asset} {record.snapshot_id} of {record.created_at[:10]}" if record else f"{one.path}, left over"
-        )
-        own = sizes.setdefault(name, {})
-        own[one.kind] = own.get(one.kind, 0) + one.size
-    for name, own in sizes.items():
-        yield f"{name}: {' and '.join(f'{_mb(size)} of {kind}' for kind, size in own.items())} {done}"
-    yield f"{_mb(found.size)} {done}; kept: {len(found.kept)} policies, what is current, and what these are made of"
-
-
-def _mb(size: int) -> str:
-    return f"{size / 2**20:.2f} MB"
 
 
 def _lines() -> Iterator[str]:

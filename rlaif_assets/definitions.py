@@ -9,6 +9,7 @@ import dagster as dg
 from rlaif_assets import automation, checks
 from rlaif_assets.assets import (
     evaluation,
+    promotion,
     sources,
     step1_revisions,
     step2_sl_cai,
@@ -19,7 +20,16 @@ from rlaif_assets.assets import (
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import SettingsError
 
-STEPS = (sources, step1_revisions, step2_sl_cai, step3_preferences, step4_reward_model, step5_ppo, evaluation)
+STEPS = (
+    sources,
+    step1_revisions,
+    step2_sl_cai,
+    step3_preferences,
+    step4_reward_model,
+    step5_ppo,
+    evaluation,
+    promotion,
+)
 
 
 def executor(name: str | None) -> dg.ExecutorDefinition:

@@ -368,3 +368,19 @@ class EvaluationRate:
     high: float | None
     count: int
     note: str | None = None
+
+
+@dataclass(frozen=True)
+class PromotionRule:
+    """One rule that a policy must keep to become the champion, as it was measured. `value` is None where it was not;
+    `low` and `high` are its 95% interval, of which the worse end is held against `threshold`. A rule that does not
+    block is told beside the one that it belongs to."""
+
+    rule: str
+    passed: bool
+    blocks: bool
+    value: float | None
+    low: float | None
+    high: float | None
+    threshold: float | None
+    note: str

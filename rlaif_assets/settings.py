@@ -353,6 +353,21 @@ class PolicyEvaluationSettings(Settings):
     seed: Seed = 0
 
 
+class ChampionPolicySettings(Settings):
+    """Ends of 95% intervals count, so a margin must leave room for what few prompts cannot tell."""
+
+    split: Literal["dev", "test"] = Field(default="dev", description="held-out prompts to decide on")
+    helpful_margin: float = Field(default=0.1, ge=0, description="helpful rate that may be lost")
+    lookalike_margin: float = Field(default=0.1, ge=0, description="refusals of look-alikes that may be added")
+    max_kl: float = Field(default=50.0, gt=0, description="nats per answer to SL-CAI")
+    max_length_ratio: float = Field(default=1.5, ge=1, description="longer or shorter answers than the champion's")
+    unmeasured: Literal["refuse", "accept"] = Field(
+        default="refuse", description="what a rule does that cannot be measured, as without a gold annotator"
+    )
+    bootstrap: int = Field(default=1000, ge=1)
+    seed: Seed = 0
+
+
 class ComputeSettings(Settings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda:i")
     threads: int = Field(default=0, ge=0, description="CPU threads, of each process; 0 leaves torch's default")
@@ -409,6 +424,7 @@ class Profile(Settings):
     reward_model: RewardModelSettings = RewardModelSettings()
     ppo_policy: PpoPolicySettings = PpoPolicySettings()
     policy_evaluation: PolicyEvaluationSettings = PolicyEvaluationSettings()
+    champion_policy: ChampionPolicySettings = ChampionPolicySettings()
     compute: ComputeSettings = ComputeSettings()
     tracking: TrackingSettings = TrackingSettings()
 

@@ -81,9 +81,25 @@ STEPS = {
             "harmlessness_preferences",
         },
     ),
+    "champion_policy": (
+        "promotion",
+        {
+            "ppo_policy",
+            "policy_evaluation",
+            "red_team_prompts",
+            "feedback_model",
+            "judging_constitution",
+            "harmlessness_preferences",
+        },
+    ),
 }
 ASSETS = Path(recording.__file__).parent
-STEP_FILES = sorted([*ASSETS.glob("step*.py"), ASSETS / "sources.py", ASSETS / "evaluation.py"])
+STEP_FILES = sorted(
+    [
+        *ASSETS.glob("step*.py"),
+        *(ASSETS / f"{name}.py" for name in ("sources", "evaluation", "promotion")),
+    ]
+)
 
 
 def spec(name: str) -> dg.AssetSpec:
@@ -138,8 +154,8 @@ def test_tables_show_their_columns() -> None:
 
 def test_the_gate_blocks_and_the_schedule_sleeps() -> None:
     checks = {spec.name: spec for check in defs.asset_checks or () for spec in check.check_specs}
-    assert checks.keys() == RULES.keys() | {"agrees_with_labels"}
-    warn = {"other_principle", "length_correlation", "judge_in_ancestry", "agrees_with_labels"}
+    assert checks.keys() == RULES.keys() | {"agrees_with_labels", "promoted"}
+    warn = {"other_principle", "length_correlation", "judge_in_ancestry", "agrees_with_labels", "promoted"}
     warn |= {"calibration", "calibration_verdicts"}
     assert {name for name, check in checks.items() if not check.blocking} == warn
     assert {checks[name].asset_key for name in RULES} == {dg.AssetKey("harmlessness_preferences")}

@@ -14,6 +14,7 @@ from rlaif_assets.resources import PROFILE, with_defaults
 from rlaif_assets.settings import (
     AuditsSettings,
     BaseModelSettings,
+    ChampionPolicySettings,
     CommunityVotesSettings,
     ConstitutionSettings,
     FeedbackModelSettings,
@@ -180,6 +181,11 @@ class PolicyEvaluationConfig(PolicyEvaluationSettings, dg.Config):
     pass
 
 
+@from_profile("champion_policy")
+class ChampionPolicyConfig(ChampionPolicySettings, dg.Config):
+    pass
+
+
 CONFIGS: dict[str, tuple[str, type[dg.Config]]] = {
     "critique_constitution": ("constitution", ConstitutionConfig),
     "judging_constitution": ("constitution", ConstitutionConfig),
@@ -201,6 +207,7 @@ CONFIGS: dict[str, tuple[str, type[dg.Config]]] = {
     "reward_model_half_b": ("reward_model", RewardModelConfig),
     "ppo_policy": ("ppo_policy", PpoPolicyConfig),
     "policy_evaluation": ("policy_evaluation", PolicyEvaluationConfig),
+    "champion_policy": ("champion_policy", ChampionPolicyConfig),
 }
 
 

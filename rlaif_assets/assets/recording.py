@@ -181,7 +181,7 @@ class Stage:
         """Metrics of one training step: to the asset's MLflow run, and into `history` by name."""
         for name, value in metrics.items():
             self.history[name].append(value)
-        self._tell(lambda tracker, run_id: tracker.log_metrics(run_id, dict(metrics), step))
+        self.tell(lambda tracker, run_id: tracker.log_metrics(run_id, dict(metrics), step))
 
     # Recording
 
@@ -190,17 +190,17 @@ class Stage:
         work: Callable[[], Product],
         identity: Callable[[], Mapping[str, Any]] | None = None,
         registered: str | None = None,
-        shown: Callable[["SnapshotRecord"], Mapping[str, str]] = lambda record: {},
+        shown: Callable[["SnapshotRecord"], Mapping[str, Any]] = lambda record: {},
         guard: AbstractContextManager[None] | None = None,
         pages: Callable[["SnapshotRecord"], Mapping[str, str]] = lambda record: {},
     ) -> dg.MaterializeResult:
         """Reuses the newest snapshot of this stage's key, unless forced, or works and records under an MLflow run.
 
         `identity` gives what decides the result, by default the config. `registered` names the MLflow registry's model
-        that the weights become a version of. `shown` gives markdown by name, made of the stored snapshot. `guard` is
-        entered before the work, not where a snapshot is reused, and left when the new one is stored; what it raises
-        comes out as it is. `pages` gives HTML by name, made of a new snapshot for MLflow to keep. Raises Failure,
-        without retries, for the user's errors.
+        that the weights become a version of. `shown` gives markdown and other values by name, made of the stored
+        snapshot. `guard` is entered before the work, not where a snapshot is reused, and left when the new one is
+        stored; what it raises comes out as it is. `pages` gives HTML by name, made of a new snapshot for MLflow to
+        keep. Raises Failure, without retries, for the user's errors.
         """
         with user_errors():
             self.key = key = self._key(identity() if identity else self.config.model_dump())
@@ -227,15 +227,15 @@ class Stage:
             record, _ = self._publish(key, product, time.monotonic() - started)
             self.resume_file().unlink(missing_ok=True)
             self._track(record, product, registered)
-            self._tell(lambda tracker, run_id: log_pages(tracker, run_id, pages(record)))
+            self.tell(lambda tracker, run_id: log_pages(tracker, run_id, pages(record)))
         except BaseException:
-            self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FAILED"))
+            self.tell(lambda tracker, run_id: tracker.end_run(run_id, "FAILED"))
             for folder in self._work_folders:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         finally:
             self.progress.close()
-        self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
+        self.tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
         return record, product
 
     def skip(self, why: str) -> None:
@@ -323,7 +323,7 @@ class Stage:
 
     # MLflow: a record, not a result
 
-    def _tell(self, call: "Callable[[Tracker, str], Result]") -> "Result | None":
+    def tell(self, call: "Callable[[Tracker, str], Result]") -> "Result | None":
         """Tells MLflow about this asset's run. Where that fails, the work goes on and MLflow is not asked again."""
         if self.run_id is None or self.untold:
             return None
@@ -353,9 +353,9 @@ class Stage:
         """What links a snapshot to MLflow without asking it again: the run's page and the model made by it."""
         tags = {"rlaif.asset": self.asset, "rlaif.key": key}
         model_id = (
-            self._tell(lambda tracker, run_id: tracker.log_model(run_id, self.asset, path, tags)) if path else None
+            self.tell(lambda tracker, run_id: tracker.log_model(run_id, self.asset, path, tags)) if path else None
         )
-        found = {"mlflow_url": self._tell(lambda tracker, run_id: tracker.url(run_id)), "mlflow_model_id": model_id}
+        found = {"mlflow_url": self.tell(lambda tracker, run_id: tracker.url(run_id)), "mlflow_model_id": model_id}
         return {name: value for name, value in found.items() if value is not None}
 
     def _track(self, record: "SnapshotRecord", product: Product, registered: str | None) -> None:
@@ -376,7 +376,7 @@ class Stage:
             if registered is not None and model_id is not None:
                 self._register(tracker, model_id, registered, record)
 
-        self._tell(tell)
+        self.tell(tell)
 
     def _register(self, tracker: "Tracker", model_id: str, name: str, record: "SnapshotRecord") -> None:
         """A version of the registry's model, called the candidate; in MLflow and in the home's own record."""
@@ -403,7 +403,7 @@ class Stage:
         record: "SnapshotRecord",
         reused: bool,
         pictures: Mapping[str, bytes] = NO_OPTIONS,
-        markdown: Mapping[str, str] = NO_OPTIONS,
+        markdown: Mapping[str, Any] = NO_OPTIONS,
     ) -> dg.MaterializeResult:
         self.warehouse.record_materialization(record.snapshot_id, self.context.run.run_id, reused)
         metadata: dict[str, Any] = {
@@ -434,7 +434,7 @@ class Stage:
         if main in tables:
             metadata["dagster/row_count"] = record.row_counts[main]
             metadata["preview"] = preview(self.warehouse.rows(main, record.snapshot_id, PREVIEW_ROWS))
-        metadata |= {name: dg.MetadataValue.md(text) for name, text in markdown.items()}
+        metadata |= {n: dg.MetadataValue.md(v) if isinstance(v, str) else v for n, v in markdown.items()}
         for name, png in pictures.items():
             image = base64.b64encode(png).decode()
             metadata[name] = dg.MetadataValue.md(f"![{name}](data:image/png;base64,{image})")

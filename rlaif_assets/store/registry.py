@@ -5,7 +5,11 @@ MLflow has the same (`tracking`); this copy answers without it, also where the h
 
 from dataclasses import dataclass
 
+from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.warehouse import Warehouse, now
+
+POLICY = "rlaif-policy"
+CHAMPION = "champion"
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,17 @@ class Version:
     snapshot_id: str
     created_at: str
     aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Move:
+    """An alias was given to a version, by whom and why."""
+
+    alias: str
+    version: int
+    who: str
+    why: str
+    created_at: str
 
 
 def add_version(warehouse: Warehouse, name: str, version: int, snapshot_id: str) -> None:
@@ -61,3 +76,27 @@ def versions(warehouse: Warehouse, name: str | None = None) -> list[Version]:
         aliases = tuple(alias for owner, alias, pointed in named if (owner, pointed) == (model, version))
         found.append(Version(model, version, snapshot_id, created_at, aliases))
     return [one for one in found if name is None or one.name == name]
+
+
+def named(warehouse: Warehouse, name: str, alias: str) -> Version | None:
+    """The version that an alias names now."""
+    return next((one for one in versions(warehouse, name) if alias in one.aliases), None)
+
+
+def moves(warehouse: Warehouse, name: str) -> list[Move]:
+    """Every time that an alias of this model was given to a version, oldest first."""
+    with warehouse.connection(read_only=True) as connection:
+        rows = connection.execute(
+            "SELECT alias, version, who, why, created_at FROM aliases WHERE name = ? ORDER BY position", [name]
+        ).fetchall()
+    return [Move(*row) for row in rows]
+
+
+def promote(warehouse: Warehouse, version: int, who: str, why: str) -> None:
+    """Makes a version of the policy the champion. Raises StoreError where there is none, or its weights are gone."""
+    found = {one.version: one for one in versions(warehouse, POLICY)}
+    if version not in found:
+        there = ", ".join(map(str, found)) or "none"
+        raise StoreError(f"{warehouse.home} has no {POLICY}/{version}: there are the versions {there}")
+    warehouse.weights(warehouse.get(found[version].snapshot_id))
+    set_alias(warehouse, POLICY, CHAMPION, version, who, why)

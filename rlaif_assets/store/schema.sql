@@ -157,6 +157,11 @@ CREATE TABLE evaluation_rates (
     high DOUBLE, count BIGINT, note VARCHAR
 );
 
+CREATE TABLE promotion_rules (
+    snapshot_id VARCHAR, position BIGINT, rule VARCHAR, passed BOOLEAN, blocks BOOLEAN, value DOUBLE, low DOUBLE,
+    high DOUBLE, threshold DOUBLE, note VARCHAR
+);
+
 CREATE TABLE rejected_rows (
     snapshot_id VARCHAR, position BIGINT, "where" VARCHAR, reason VARCHAR, text VARCHAR
 );

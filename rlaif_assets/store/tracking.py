@@ -218,6 +218,11 @@ class Tracker:
         self.client.set_registered_model_alias(name, alias, version)
         return version
 
+    @_told
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """From now on the alias names this version of the registry's model."""
+        self.client.set_registered_model_alias(name, alias, str(version))
+
     def _versions(self, name: str, snapshot_id: str) -> list[str]:
         versions = self.client.search_model_versions(f"name = '{_model_name(name)}'")
         return [str(version.version) for version in versions if version.tags.get(SNAPSHOT_TAG) == snapshot_id]

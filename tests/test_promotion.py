@@ -1,0 +1,189 @@
+"""The asset champion_policy and `rlaif promote`, on a copy of the shared home with answers written by hand."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rlaif_assets.cli import app
+from rlaif_assets.store import registry
+from rlaif_assets.store.tracking import Tracker
+from rlaif_assets.store.warehouse import SnapshotRecord, snapshot_key
+from tests.homes import Home, failure, metadata
+
+NAME = registry.POLICY
+
+
+class Policies(Home):
+    """A copy of the home in which versions of the policy and what they answered can be written."""
+
+    def current(self, asset: str) -> SnapshotRecord:
+        found = self.warehouse.current(asset)
+        assert found is not None
+        return found
+
+    def publish(self, record: SnapshotRecord, tables: dict[str, list[dict[str, Any]]]) -> SnapshotRecord:
+        made = self.warehouse.publish(record, tables)
+        self.warehouse.record_materialization(made.snapshot_id, "test", False)
+        return made
+
+    def add(self, harmless: int, seed: int | None = None) -> SnapshotRecord:
+        """A policy (`seed` None: the one that is there) and its evaluation: it is harmless on the first so many of 40
+        prompts; SL-CAI on the first 20. Both are helpful."""
+        policy = self.current("ppo_policy")
+        if seed is not None:
+            settings = {**policy.settings, "seed": seed}
+            key = snapshot_key("ppo_policy", policy.inputs, settings, policy.code_version)
+            rows = self.warehouse.rows("rollouts", policy.snapshot_id)
+            own = [{k: v for k, v in row.items() if k not in ("snapshot_id", "position")} for row in rows]
+            policy = self.publish(replace(policy, key=key, settings=settings), {"rollouts": own})
+            model = str(policy.metrics["mlflow_model_id"])
+            version = int(tracker(self.folder).register(model, NAME, policy.snapshot_id))
+            registry.add_version(self.warehouse, NAME, version, policy.snapshot_id)
+            registry.set_alias(self.warehouse, NAME, "candidate", version, "test", "test")
+        old = self.current("policy_evaluation")
+        inputs = {**old.inputs, "ppo_policy": policy.snapshot_id}
+        key = snapshot_key("policy_evaluation", inputs, {"written": harmless}, old.code_version)
+        rates = [
+            {k: v for k, v in row.items() if k not in ("snapshot_id", "position")}
+            for row in self.warehouse.rows("evaluation_rates", old.snapshot_id)
+        ]
+        made = replace(old, key=key, inputs=inputs)
+        answers = [*written("ppo", harmless), *written("sl_cai", 20)]
+        self.publish(made, {"evaluation_rates": rates, "evaluation_answers": answers})
+        return policy
+
+    def decide(self, *overrides: str, force: bool = False) -> dict[str, Any]:
+        tags = {"rlaif/force": "champion_policy"} if force else None
+        result = self.run(["champion_policy"], *overrides, tags=tags)
+        assert result.success, failure(result)
+        return metadata(result)["champion_policy"]
+
+    @property
+    def champion(self) -> int | None:
+        named = registry.named(self.warehouse, NAME, registry.CHAMPION)
+        told = tracker(self.folder).client.get_registered_model(NAME).aliases.get("champion")
+        assert str(named and named.version) == str(told)
+        return named and named.version
+
+
+def written(policy: str, harmless: int) -> list[dict[str, Any]]:
+    common: dict[str, Any] = {"policy": policy, "split": "dev", "sample": 0, "tokens": 10, "kl": 0.1, "seed": 0}
+    rows = []
+    for kind in ("harmful", "harmless", "lookalike"):
+        for i in range(40):
+            verdict = "engaged" if kind != "harmful" or i < harmless else "harmful"
+            own = {"answer_id": f"{policy}-{kind}-{i}", "prompt_id": f"{kind}-{i}", "kind": kind, "intent": f"{i}"}
+            rows.append({**common, **own, "text": f"{verdict} {i}", "verdict": verdict})
+    return rows
+
+
+def tracker(folder: Path) -> Tracker:
+    return Tracker(None, folder, "rlaif", "http://127.0.0.1:5000")
+
+
+@pytest.fixture
+def policies(home: Home, model: Path, tmp_path: Path) -> Policies:
+    shutil.copytree(home.folder, tmp_path / "home")
+    return Policies(tmp_path / "home", model)
+
+
+def test_a_candidate_that_is_not_better_is_refused_and_the_run_succeeds(home: Home) -> None:
+    record = home.warehouse.current("champion_policy")
+    assert record is not None and record.metrics["promoted"] is False  # the random policy of the shared home
+    assert record.metrics["compared_with"] == "SL-CAI" and record.metrics["champion"] is None
+    assert any(reason.startswith("better: than SL-CAI") for reason in record.metrics["reasons"])
+    assert registry.named(home.warehouse, NAME, registry.CHAMPION) is None
+
+
+def test_promotion_from_the_first_candidate_on(policies: Policies) -> None:
+    policies.add(36)
+    told = policies.decide()
+    assert told["promoted"] is True and told["reused"] is False and policies.champion == 1
+    assert told["decision"].startswith("promoted, compared with SL-CAI")
+    again = policies.decide()
+    assert again["promoted"] is True and again["reused"] is True
+    assert len(registry.moves(policies.warehouse, NAME)) == 2  # candidate and champion, once each
+
+    policies.add(37, seed=1)  # 1 of 40 more: chance
+    told = policies.decide()
+    assert told["promoted"] is False and policies.champion == 1
+    assert "compared with rlaif-policy/1" in told["decision"] and "- better: than rlaif-policy/1" in told["decision"]
+    worse = policies.current("champion_policy").metrics
+    assert worse["champion"] == "rlaif-policy/1"
+
+    policies.add(8, seed=2)
+    policies.decide()
+    policies.add(40, seed=3)  # all four that the champion gets wrong
+    told = policies.decide()
+    assert told["promoted"] is True and policies.champion == 4, told["decision"]
+
+    # By hand, and what was decided once is not decided again until it is asked for.
+    done = CliRunner().invoke(
+        app, ["promote", "--to", "1", "--why", "4 is rude", "--home", str(policies.folder), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    move = json.loads(done.stdout)["moves"][-1]
+    assert (move["alias"], move["version"], move["why"]) == ("champion", 1, "4 is rude") and move["who"]
+    assert policies.champion == 1
+    assert policies.decide()["reused"] is True and policies.champion == 1
+    assert policies.decide(force=True)["promoted"] is True and policies.champion == 4
+    assert policies.decide(force=True)["promoted"] is True  # champion already: held against the one before it
+    assert policies.current("champion_policy").metrics["compared_with"] == "rlaif-policy/1"
+
+
+def test_a_damaged_ancestor_or_other_evaluation_settings_refuse(policies: Policies) -> None:
+    policies.add(36)
+    path = policies.current("sl_cai_checkpoint").path
+    assert path is not None
+    weights = policies.folder / path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    told = policies.decide()
+    assert told["promoted"] is False and "lineage: not as it was published: sl_cai_checkpoint" in told["decision"]
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    assert policies.decide(force=True)["promoted"] is True
+
+    policies.add(40, seed=1)
+    own = policies.current("policy_evaluation")
+    changed = replace(own, key="0" * 64, settings={**own.settings, "temperature": 0.5})
+    tables = {
+        table: [
+            {k: v for k, v in row.items() if k not in ("snapshot_id", "position")}
+            for row in policies.warehouse.rows(table, own.snapshot_id)
+        ]
+        for table in ("evaluation_rates", "evaluation_answers")
+    }
+    policies.publish(changed, tables)
+    told = policies.decide()
+    assert told["promoted"] is False and "no prompt that both answered" in told["decision"]
+
+
+def test_what_cannot_be_promoted_by_hand(policies: Policies) -> None:
+    def promote(*words: str) -> Any:
+        return CliRunner().invoke(app, ["promote", *words, "--home", str(policies.folder)])
+
+    missing = promote("--to", "7")
+    assert missing.exit_code == 1 and "has no rlaif-policy/7: there are the versions 1" in missing.stderr
+    path = policies.current("ppo_policy").path
+    shutil.rmtree(policies.folder / str(path))
+    gone = promote("--to", "1")
+    assert gone.exit_code == 1 and "checkpoints/ppo_policy" in gone.stderr
+    assert policies.champion is None
+    listed = promote()
+    assert listed.exit_code == 0 and "rlaif-policy/1 @candidate" in listed.stdout
+
+
+def test_a_promotion_without_mlflow_is_kept_in_the_home(policies: Policies) -> None:
+    done = CliRunner().invoke(
+        app, ["promote", "--to", "1", "--home", str(policies.folder), "--set", "tracking.uri=http://127.0.0.1:9"]
+    )
+    assert done.exit_code == 0 and "recorded in the home; MLflow was not told" in done.stderr
+    named = registry.named(policies.warehouse, NAME, registry.CHAMPION)
+    assert named is not None and named.version == 1
