@@ -42,7 +42,7 @@ def test_ids_are_dagsters_data_versions_and_the_ancestry_is_dagsters_provenance(
         seen = {tag.removeprefix(prefix): value for tag, value in tags.items() if tag.startswith(prefix)}
         assert seen == home.warehouse.get(snapshot).inputs
     made_from = ancestry(home.warehouse, home.ids()["policy_evaluation"])
-    assert {record.asset for record in made_from} == CONFIGS.keys() - {"label_changes"}
+    assert {record.asset for record in made_from} == CONFIGS.keys() - {"label_changes", "champion_policy"}
 
 
 def test_a_second_run_reuses_everything(home: Home) -> None:
@@ -122,6 +122,7 @@ def test_a_changed_judging_principle_reuses_steps_1_and_2_the_pairs_and_all_othe
     assert made == {
         *("judging_constitution", "harmlessness_preferences", "label_changes"),
         *("reward_model", "reward_model_half_a", "reward_model_half_b", "ppo_policy", "policy_evaluation"),
+        "champion_policy",
     }
     judging = home.warehouse.get(home.ids()["harmlessness_preferences"]).metrics["judging"]
     assert judging["by_reason"] == {f"principle:{principle['name']}": judging["computed"]}

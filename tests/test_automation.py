@@ -101,6 +101,8 @@ def test_jobs_hold_what_they_are_for_and_its_checks() -> None:
         "reward_model_agrees_with_labels",
         "ppo_policy",
         "policy_evaluation",
+        "champion_policy",
+        "champion_policy_promoted",
     }
     assert "rlaif/force" not in relabel.tags
     assert "rlaif/exclusive" in retrain.tags and "rlaif/exclusive" not in relabel.tags

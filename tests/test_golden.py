@@ -66,7 +66,7 @@ def test_every_stage_has_content_to_compare(found: Golden) -> None:
         assert (asset == "human_verdicts") != bool(sum(table["rows"] for table in summary["tables"].values())), asset
         assert ("packaged" in summary) == (asset in PACKAGED)
         moved = [norm for norm, _ in summary.get("weights", {}).values() if norm > 1e-4]
-        assert bool(moved) == asset.endswith(("checkpoint", "reward_model", "half_a", "half_b", "policy")), asset
+        assert bool(moved) == asset.endswith(("checkpoint", "reward_model", "half_a", "half_b", "ppo_policy")), asset
 
 
 def test_a_changed_row_number_or_weight_is_told_and_blamed_on_the_first_stage(
