@@ -84,7 +84,7 @@ class Stage:
         self.judgements = judgement_store(self.warehouse, context.log.warning)
         self.tracker = tracking.tracker(self.home)
         self.progress = make_progress(compute.progress, context.log.info, self.asset)
-        self.inputs = {name: self._upstream(name) for name in self._upstream_names()}
+        self.inputs = self._upstream()
         self.key = ""  # known when recording begins
         self.run_id: str | None = None
         self.history: defaultdict[str, list[float]] = defaultdict(list)
@@ -271,14 +271,15 @@ class Stage:
     def _upstream_names(self) -> list[str]:
         return sorted(key.to_user_string() for key in self.context.assets_def.asset_deps[self.context.asset_key])
 
-    def _upstream(self, name: str) -> "SnapshotRecord":
+    def _upstream(self) -> "dict[str, SnapshotRecord]":
+        names = self._upstream_names()
         with user_errors():
-            record = self.warehouse.current(name)
-        if record is None:
-            raise dg.Failure(
-                f"{self.asset} needs {name}, which this home does not have: materialize it first", allow_retries=False
-            )
-        return record
+            found = self.warehouse.currents(names) if names else {}
+        for name in names:
+            if name not in found:
+                told = f"{self.asset} needs {name}, which this home does not have: materialize it first"
+                raise dg.Failure(told, allow_retries=False)
+        return {name: found[name] for name in names}
 
     def _external(self, asset: str) -> dict[str, Any]:
         from rlaif_assets.store.model_places import locate

@@ -142,9 +142,13 @@ class Warehouse:
 
     def current(self, asset: str) -> SnapshotRecord | None:
         """The snapshot that was materialized (or reused) last."""
-        newest = "SELECT arg_max(snapshot_id, position) FROM materializations WHERE asset = ?"
-        records = self._snapshots(f"snapshot_id = ({newest})", [asset])
-        return records[0] if records else None
+        return self.currents([asset]).get(asset)
+
+    def currents(self, assets: Sequence[str]) -> dict[str, SnapshotRecord]:
+        """The current snapshots of these assets, by asset; those without one are left out. Opens the file once."""
+        newest = "SELECT arg_max(snapshot_id, position) FROM materializations WHERE asset IN (SELECT unnest(?))"
+        records = self._snapshots(f"snapshot_id IN ({newest} GROUP BY asset)", [list(assets)])
+        return {record.asset: record for record in records}
 
     def previous(self, asset: str) -> SnapshotRecord | None:
         """The snapshot that was current before the current one became it."""
