@@ -50,11 +50,13 @@ def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:
     (rows of no snapshot) are missing or changed by their ids. Weights that were removed on purpose are named as that.
     For the inputs too, verify each of `ancestry`. Raises StoreError where there is no such snapshot.
     """
-    record = warehouse.get(snapshot_id)
+    with warehouse.one_opening():
+        record = warehouse.get(snapshot_id)
+        tables = record.row_counts.keys() | record.table_hashes.keys() | warehouse.counts(snapshot_id).keys()
+        found = {table: warehouse.positioned_rows(table, snapshot_id) for table in sorted(tables)}
     problems = []
     hashes: dict[str, str] = {}
-    for table in sorted(record.row_counts.keys() | record.table_hashes.keys() | warehouse.counts(snapshot_id).keys()):
-        rows = warehouse.positioned_rows(table, snapshot_id)
+    for table, rows in found.items():
         problems += _position_problems(table, [row["position"] for row in rows], record.row_counts.get(table, 0))
         if table == "rejected_rows":
             continue

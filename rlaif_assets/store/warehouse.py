@@ -117,6 +117,18 @@ class Warehouse:
         self.home = home.absolute()
         self.path = self.home / FILE
         self.lock_timeout = lock_timeout
+        self._held: duckdb.DuckDBPyConnection | None = None
+
+    @contextmanager
+    def one_opening(self) -> Iterator[None]:
+        """What this object reads inside shares one opening of the file, which costs more than most reads. Nothing slow
+        belongs inside, and no writing: every process of the home waits. For one thread."""
+        with self.connection(read_only=True) as connection:
+            self._held = connection
+            try:
+                yield
+            finally:
+                self._held = None
 
     def find(self, asset: str, key: str) -> SnapshotRecord | None:
         """The newest snapshot of this key whose weights, if it has any, are all there (marker and file sizes)."""
@@ -331,6 +343,10 @@ class Warehouse:
         """For this package alone, and for milliseconds: every process of the home waits meanwhile."""
         import duckdb
 
+        if self._held is not None:
+            assert read_only, "nothing is written inside of one_opening"
+            yield self._held
+            return
         self.home.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(f"{self.path}.lock", timeout=self.lock_timeout, poll_interval=0.01)
         try:
