@@ -249,7 +249,9 @@ def test_an_evaluation_has_pictures_and_a_page_once_and_mlflow_may_fail(
     for name in ("rates", "lengths"):
         assert str(found[name]).startswith(f"![{name}](data:image/png;base64,")
         assert list((home.folder / "mlflow_artifacts").glob(f"*{record.mlflow_run_id}/artifacts/figures/{name}.png"))
-    assert metadata(home.run(["policy_evaluation"]))["policy_evaluation"]["reused"] and len(pages) == 1
+    again = metadata(home.run(["policy_evaluation"]))["policy_evaluation"]
+    assert again["reused"] and len(pages) == 1
+    assert [again[name] for name in ("rates", "lengths")] == [found[name] for name in ("rates", "lengths")]
 
 
 def test_what_dagster_shows(home: Home) -> None:

@@ -28,6 +28,7 @@ from rlaif_assets.records import Judgement, Label, Prompt, Rejection
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import AuditsSettings, SettingsError
 from rlaif_assets.store.errors import StoreError, TrackingError
+from rlaif_assets.store.pictures import keep_pictures, kept_pictures
 
 if TYPE_CHECKING:
     from rlaif_assets.language_models.local import LocalModel
@@ -209,8 +210,8 @@ class Stage:
                 self._finish_tracking(found, registered)
                 return self._result(found, reused=True, markdown=shown(found))
             with guard or nullcontext():
-                record, product = self._make(key, work, registered, pages)
-                return self._result(record, reused=False, pictures=product.pictures, markdown=shown(record))
+                record = self._make(key, work, registered, pages)
+                return self._result(record, reused=False, markdown=shown(record))
 
     def _make(
         self,
@@ -218,13 +219,14 @@ class Stage:
         work: Callable[[], Product],
         registered: str | None,
         pages: Callable[["SnapshotRecord"], Mapping[str, str]],
-    ) -> "tuple[SnapshotRecord, Product]":
+    ) -> "SnapshotRecord":
         self._start_run()
         try:
             reset_gpu_memory()
             started = time.monotonic()
             product = work()
             record, _ = self._publish(key, product, time.monotonic() - started)
+            keep_pictures(self.home, record.snapshot_id, product.pictures)
             self.resume_file().unlink(missing_ok=True)
             self._track(record, product, registered)
             self._tell(lambda tracker, run_id: log_pages(tracker, run_id, pages(record)))
@@ -236,7 +238,7 @@ class Stage:
         finally:
             self.progress.close()
         self._tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
-        return record, product
+        return record
 
     def skip(self, why: str) -> None:
         """Says in the log and on the run why this asset is left out. Its body then yields nothing, and Dagster skips
@@ -402,7 +404,6 @@ class Stage:
         self,
         record: "SnapshotRecord",
         reused: bool,
-        pictures: Mapping[str, bytes] = NO_OPTIONS,
         markdown: Mapping[str, str] = NO_OPTIONS,
     ) -> dg.MaterializeResult:
         self.warehouse.record_materialization(record.snapshot_id, self.context.run.run_id, reused)
@@ -435,7 +436,7 @@ class Stage:
             metadata["dagster/row_count"] = record.row_counts[main]
             metadata["preview"] = preview(self.warehouse.rows(main, record.snapshot_id, PREVIEW_ROWS))
         metadata |= {name: dg.MetadataValue.md(text) for name, text in markdown.items()}
-        for name, png in pictures.items():
+        for name, png in kept_pictures(self.home, record.snapshot_id).items():
             image = base64.b64encode(png).decode()
             metadata[name] = dg.MetadataValue.md(f"![{name}](data:image/png;base64,{image})")
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(record.snapshot_id))
