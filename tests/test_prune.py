@@ -26,8 +26,8 @@ from rlaif_assets.relabel_lock import relabel_lock
 from rlaif_assets.store import registry
 from rlaif_assets.store.checkpoint_files import adopt_folder, adopted_folders, is_complete, new_work_folder
 from rlaif_assets.store.errors import StoreError
-from rlaif_assets.store.pictures import PICTURES
 from rlaif_assets.store.lineage import ancestry, verify
+from rlaif_assets.store.pictures import PICTURES
 from rlaif_assets.store.pruning import LOCK, Plan, named_in_mlflow, plan, prune
 from rlaif_assets.store.trace import find_snapshot, trace_policy
 from rlaif_assets.store.tracking import PRUNED_TAG, Tracker

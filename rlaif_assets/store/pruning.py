@@ -183,8 +183,8 @@ def _kept(warehouse: Warehouse, records: Sequence[SnapshotRecord], keep: int, na
 
 
 def _artifacts(home: Path, record: SnapshotRecord) -> Iterator[str]:
-    """A snapshot's pictures, and what MLflow holds of its run and model in the home's own folder. MLflow's own addresses
-    are not followed: in a copied home they lead to the original."""
+    """A snapshot's pictures, and what MLflow holds of its run and model in the home's own folder. MLflow's own
+    addresses are not followed: in a copied home they lead to the original."""
     run, model = str(record.mlflow_run_id), str(record.metrics.get("mlflow_model_id"))
     paths = [f"{PICTURES}/{record.snapshot_id}"]
     paths += [f"{ARTIFACTS}/{run}"] if re.fullmatch(r"[0-9a-f]{32}", run) else []
