@@ -4,7 +4,6 @@ What the work is belongs to the assets and the packages they call. Heavy modules
 snapshot is reused neither torch nor MLflow is imported. https://docs.dagster.io/guides/build/assets/metadata-and-tags
 """
 
-import base64
 import dataclasses
 import resource
 import shutil
@@ -21,7 +20,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from rlaif_assets.assets.progress import make_progress
-from rlaif_assets.assets.showing import COLUMN_LINEAGE, PREVIEW_ROWS, as_row, numbers, preview, sample
+from rlaif_assets.assets.showing import COLUMN_LINEAGE, PREVIEW_ROWS, as_row, numbers, picture, preview, sample
 from rlaif_assets.devices import gpu_memory, gpu_name, reset_gpu_memory
 from rlaif_assets.feedback.limits import ADVICE, refusal
 from rlaif_assets.instance import dagster_url, tag_run
@@ -443,9 +442,14 @@ class Stage:
         registered: str | None = None,
     ) -> dg.MaterializeResult:
         self.warehouse.record_materialization(record.snapshot_id, self.context.run.run_id, reused)
-        metadata: dict[str, Any] = {
+        metadata: dict[str, Any] = {  # in the order in which the page shows it
             "reused": reused,
             "snapshot_id": record.snapshot_id,
+            **{name: float(value) for name, value in numbers(plotted)},
+            **{name: picture(name, png) for name, png in kept_pictures(self.home, record.snapshot_id).items()},
+            **{name: dg.MetadataValue.md(text) for name, text in markdown.items()},
+            **{name: dg.MetadataValue.url(url) for name, url in self._mlflow_pages(record, registered).items()},
+            **self._table(record),
             "settings": dg.MetadataValue.json(record.settings),
             "inputs": dg.MetadataValue.json(record.inputs),
             "rows": dg.MetadataValue.json(record.row_counts),
@@ -453,30 +457,27 @@ class Stage:
             "tokens": record.tokens,
             **spent(record),
             "device": record.device or "none",
-            **{name: float(value) for name, value in numbers(plotted)},
             **{f"metrics/{name}": value for name, value in charted(record)},
         }
         if record.path is not None:
             metadata["checkpoint"] = record.path
-        metadata |= {name: dg.MetadataValue.url(url) for name, url in self._mlflow_pages(record, registered).items()}
         if record.metrics.get(PASSPORT):
             told = record.metrics[PASSPORT]
             metadata[PASSPORT] = told if isinstance(told, str) else dg.MetadataValue.json(told)
         if self.untold:
             metadata["mlflow_pending"] = self.untold
-        definition = self.context.assets_def.metadata_by_key[self.context.asset_key]
-        tables = [table for table in record.row_counts if table != "rejected_rows"]
-        main = definition.get("dagster/table_name", tables[0] if tables else None)
-        if COLUMN_LINEAGE in definition:  # Dagster reads it of materializations
-            metadata[COLUMN_LINEAGE] = definition[COLUMN_LINEAGE]
-        if main in tables:
-            metadata["dagster/row_count"] = record.row_counts[main]
-            metadata["preview"] = preview(self.warehouse.rows(main, record.snapshot_id, PREVIEW_ROWS))
-        metadata |= {name: dg.MetadataValue.md(text) for name, text in markdown.items()}
-        for name, png in kept_pictures(self.home, record.snapshot_id).items():
-            image = base64.b64encode(png).decode()
-            metadata[name] = dg.MetadataValue.md(f"![{name}](data:image/png;base64,{image})")
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(record.snapshot_id))
+
+    def _table(self, record: "SnapshotRecord") -> dict[str, Any]:
+        """The main table: where its columns come from, its rows' number, and the first of them."""
+        definition = self.context.assets_def.metadata_by_key[self.context.asset_key]
+        table = definition.get("dagster/table_name")
+        if table is None:
+            return {}
+        # Dagster reads the columns' lineage of materializations.
+        lineage = {COLUMN_LINEAGE: definition[COLUMN_LINEAGE]} if COLUMN_LINEAGE in definition else {}
+        rows = self.warehouse.rows(table, record.snapshot_id, PREVIEW_ROWS)
+        return {"preview": preview(rows), "dagster/row_count": record.row_counts.get(table, 0), **lineage}
 
     def _mlflow_pages(self, record: "SnapshotRecord", registered: str | None) -> dict[str, str]:
         """Addresses in the MLflow UI of today, wherever it was when the snapshot was made."""

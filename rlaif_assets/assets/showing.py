@@ -3,6 +3,7 @@
 Which numbers and pictures there are belongs to the assets. https://docs.dagster.io/guides/build/assets/metadata-and-tags
 """
 
+import base64
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -54,6 +55,10 @@ def numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{name}", value
+
+
+def picture(name: str, png: bytes) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
 def preview(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
