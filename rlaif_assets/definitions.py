@@ -17,6 +17,7 @@ from rlaif_assets.assets import (
     step4_reward_model,
     step5_ppo,
 )
+from rlaif_assets.assets.showing import with_source_links
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import SettingsError
 
@@ -45,7 +46,7 @@ def executor(name: str | None) -> dg.ExecutorDefinition:
 def build_defs(resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     """Fresh definitions; `resources` replaces the default ones of the same names (storage, compute, tracking)."""
     return dg.Definitions(
-        assets=dg.load_assets_from_modules(STEPS),
+        assets=with_source_links(dg.load_assets_from_modules(STEPS)),
         asset_checks=dg.load_asset_checks_from_modules([checks]),
         jobs=[automation.rlaif_all, automation.relabel, automation.retrain],
         schedules=[automation.weekly_relabel],

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 HOST_TAG = "rlaif/host"
 BOOT_TAG = "rlaif/boot_id"
 PID_TAG = "rlaif/pid"
+DAGSTER_PORT = 3000
+DAGSTER_URL = "RLAIF_DAGSTER_URL"  # the environment's name for where Dagster's UI is, for links; `rlaif ui` sets it
 STARTED_TAG = "rlaif/process_started"
 TAGGED_TAG = "rlaif/tagged_run"
 START_SECONDS = 300.0  # how long a launched run may take to begin, as in dagster.yaml
@@ -53,6 +55,11 @@ class Findings:
 def home_folder(home: str | Path | None = None) -> Path:
     """The given home, else DAGSTER_HOME, else `dagster_home` in the current folder; absolute."""
     return Path(home or os.environ.get("DAGSTER_HOME") or "dagster_home").expanduser().absolute()
+
+
+def dagster_url() -> str:
+    """Base of Dagster's pages, without a slash at the end."""
+    return os.environ.get(DAGSTER_URL, f"http://127.0.0.1:{DAGSTER_PORT}").rstrip("/")
 
 
 def existing_home(home: str | Path | None = None) -> Path:

@@ -327,6 +327,37 @@ class SftExample:
     source: str
 
 
+class TrainingRow(TypedDict):
+    """A row that a training was given, by the id that it has where it comes from."""
+
+    row_id: str
+    role: Role
+    source: str
+
+
+class Rollout(TypedDict):
+    """An answer of PPO: `score` normalised, as rewarded; `kl` in nats, summed over the answer."""
+
+    prompt_id: str
+    update: int
+    text: str
+    score: float
+    kl: float
+    tokens: int
+
+
+class ExternalModel(TypedDict):
+    """A model that the pipeline is given. `model` and `verdicts` are an endpoint's: its name there, how it is read."""
+
+    fingerprint: str
+    source: str
+    revision: str | None
+    architecture: str | None
+    parameters: int | None
+    model: str | None
+    verdicts: str | None
+
+
 Verdict = Literal["engaged", "evasive", "harmful", "incoherent"]
 
 

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from rlaif_assets.instance import DAGSTER_PORT, DAGSTER_URL
 from rlaif_assets.settings import Profile
 from rlaif_assets.store.tracking import home_uri, make_database
 
 HOST = "127.0.0.1"
-DAGSTER_PORT = 3000
 UI_PROFILE = "ui_profile.yaml"
 MLFLOW_OPTION = "--set tracking.ui_url=http://127.0.0.1:PORT"
 START_SECONDS = 120.0
@@ -37,6 +37,7 @@ def serve(
     machine; it then listens on loopback alone, as Dagster's does. DAGSTER_HOME must name the home already.
     """
     mlflow_port, here = check_addresses(mlflow_url, port)
+    os.environ[DAGSTER_URL] = f"http://{HOST}:{port}"
     commands = [dagster_command(port)]
     if here:
         commands.append(mlflow_command(home, tracking_uri, mlflow_port))

@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -13,10 +15,12 @@ import pytest
 import yaml
 from rich.console import Console
 
+from rlaif_assets.assets import progress as progress_lines
 from rlaif_assets.assets import recording
 from rlaif_assets.assets.configuration import CONFIGS
 from rlaif_assets.assets.progress import make_progress
-from rlaif_assets.assets.recording import FORCE_TAG, numbers, preview
+from rlaif_assets.assets.recording import FORCE_TAG
+from rlaif_assets.assets.showing import numbers, preview
 from rlaif_assets.feedback.limits import RULES, measured
 from rlaif_assets.pipeline import failed_steps
 from rlaif_assets.store.errors import TrackingError
@@ -250,7 +254,9 @@ def test_an_evaluation_has_pictures_and_a_page_once_and_mlflow_may_fail(
     for name in ("rates", "lengths"):
         assert str(found[name]).startswith(f"![{name}](data:image/png;base64,")
         assert list((home.folder / "mlflow_artifacts").glob(f"*{record.mlflow_run_id}/artifacts/figures/{name}.png"))
-    assert metadata(home.run(["policy_evaluation"]))["policy_evaluation"]["reused"] and len(pages) == 1
+    again = metadata(home.run(["policy_evaluation"]))["policy_evaluation"]
+    assert again["reused"] and len(pages) == 1
+    assert [again[name] for name in ("rates", "lengths")] == [found[name] for name in ("rates", "lengths")]
 
 
 def test_what_dagster_shows(home: Home) -> None:
@@ -396,11 +402,43 @@ def test_progress_lines_are_rare_and_estimate_the_rest() -> None:
     ]
 
 
+def test_a_stretch_in_which_nothing_is_told_has_lines_too() -> None:
+    now = 0.0
+    lines: list[str] = []
+    progress = progress_lines.Lines(lines.append, "ppo_policy", lambda: now)
+    for at, told in ((9.0, None), (12.0, None), (14.0, 0), (21.0, None), (29.0, None), (33.0, 2), (41.0, None)):
+        now = at
+        progress.tell() if told is None else progress("updates", told, 10)
+    progress.close()
+    now = 99.0
+    progress.tell()
+    assert lines == [
+        "ppo_policy: 12 s so far",
+        "ppo_policy: updates 0/10, 15 s so far",
+        "ppo_policy: updates 2/10, about 68 s left",
+    ]
+
+
+def test_the_log_of_a_run_has_lines_while_a_stage_tells_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interval zero: the first line is there before the model that generates is loaded, so a thread has written it."""
+    monkeypatch.setattr(progress_lines, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress_lines, "SECONDS_BETWEEN_LOOKS", 0.001)
+    threads = threading.active_count()
+    again = home.run(["base_model"], "compute.progress=log", tags={FORCE_TAG: "base_model"})
+    assert again.success, failure(again)
+    told = [entry.user_message for entry in home.instance.all_logs(again.run_id)]
+    assert any(re.fullmatch(r"base_model: \d+ s so far", line) for line in told)
+    assert threading.active_count() == threads
+
+
 class Calls:
     """A progress that keeps what it is told."""
 
     def __init__(self, name: str) -> None:
         self.name, self.told, self.closed = name, [], False
+
+    def start(self) -> None:
+        pass
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         self.told.append((phase, done, total))

@@ -1,70 +1,47 @@
-"""Dagster's UI in a real browser over a finished home: what a person sees, and that 'Materialize all' reuses it."""
+"""`rlaif ui` in a real browser over a finished home: a person clicks "Materialize all", looks at what came of it, and
+follows the links to MLflow and to the policy's report."""
 
+import base64
 import json
-import os
 import shutil
-import subprocess
-import time
+import signal
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import dagster as dg
+import psutil
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+import yaml
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from rlaif_assets import ui
 from rlaif_assets.assets.configuration import CONFIGS
-from rlaif_assets.instance import prepare_home
-from rlaif_assets.pipeline import REPOSITORY, run_pipeline
-from tests.homes import Home
+from rlaif_assets.pipeline import REPOSITORY
+from rlaif_assets.store.pictures import kept_pictures
+from tests.homes import Home, start_command
 from tests.test_ui import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SECONDS = 120
-LAUNCH = """
-mutation { launchRun(executionParams: {mode: "default", runConfigData: "{}", selector: {
-  repositoryLocationName: "rlaif_assets.definitions", repositoryName: "__repository__", jobName: "rlaif_all"
-}}) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }
-"""
+LOADED = "image => image.decode().then(() => image.naturalWidth)"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
 
 
 @dataclass(frozen=True)
 class Ui:
-    url: str
-    instance: dg.DagsterInstance
-    first_run: str
+    """Both user interfaces, what they are shown to, and the run that a click on "Materialize all" started."""
 
-    @property
-    def job(self) -> str:
-        return f"{self.url}/locations/{REPOSITORY}/jobs/rlaif_all"
+    dagster: str
+    mlflow: str
+    home: Path
+    page: Page
+    run_id: str
 
 
 @pytest.fixture(scope="module")
-def shown(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    """A copy of the shared home with one run of the job in Dagster's own storage, and `dagster dev` over it."""
-    folder = tmp_path_factory.mktemp("browser") / "home"
-    shutil.copytree(home.folder, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("DAGSTER_HOME", "RLAIF_PROFILE"):
-            patch.setenv(name, os.environ.get(name, ""))  # put back in the end
-        prepare_home(folder)
-        ui.use_settings(folder, home.profile)
-        port = free_port()
-        with dg.DagsterInstance.get() as instance:
-            first = run_pipeline(instance, home.profile, show=lambda _: None)
-            child = subprocess.Popen(ui.dagster_command(port), start_new_session=True)
-            try:
-                wait_for_answer(f"http://{ui.HOST}:{port}/server_info", child)
-                yield Ui(f"http://{ui.HOST}:{port}", instance, first)
-            finally:
-                ui.stop([child])
-
-
-@pytest.fixture
 def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -75,50 +52,104 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
-def wait_for_answer(url: str, child: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline and child.poll() is None:
+@pytest.fixture(scope="module")
+def ui(home: Home, page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    """`rlaif ui` over a copy of the shared home; in the end Ctrl-C, after which nothing that it started is left."""
+    folder = tmp_path_factory.mktemp("browser") / "home"
+    shutil.copytree(home.folder, folder)
+    settings, port, mlflow_port = folder.parent / "profile.yaml", free_port(), free_port()
+    settings.write_text(yaml.safe_dump(home.profile.model_dump()))
+    dagster, mlflow = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{mlflow_port}"
+    words = ("--home", str(folder), "--profile", str(settings), "--set", f"tracking.ui_url={mlflow}")
+    command = start_command("ui", *words, "--port", str(port))
+    assert command.stdout is not None
+    try:
+        told: list[str] = []
+        for line in command.stdout:
+            told.append(line)
+            if "Ctrl-C" in line:
+                break
+        assert f"Dagster  {dagster}" in "".join(told), "".join(told)
+        yield Ui(dagster, mlflow, folder, page, materialize_all(page, dagster))
+    finally:
+        started = psutil.Process(command.pid).children(recursive=True)
+        command.send_signal(signal.SIGINT)
         try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"no answer from {url}")
+            command.communicate(timeout=60)
+        finally:
+            command.kill()
+            left = psutil.wait_procs(started, timeout=30)[1]
+            for process in left:
+                process.kill()
+    assert command.returncode == 130 and started and not left
 
 
-def graphql(url: str, query: str) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"{url}/graphql", json.dumps({"query": query}).encode(), {"Content-Type": "application/json"}
-    )
+def materialize_all(page: Page, dagster: str) -> str:
+    """Clicks, and returns the run's id when its page tells that it succeeded."""
+    page.goto(f"{dagster}/locations/{REPOSITORY}/jobs/rlaif_all")
+    expect(page.get_by_text(f"View {len(CONFIGS)} assets")).to_be_visible()
+    page.get_by_role("button", name="Materialize all").click()
+    page.get_by_role("link", name="View", exact=True).click()
+    page.wait_for_url("**/runs/*")
+    expect(page.get_by_text("Success", exact=True)).to_be_visible()
+    return urlsplit(page.url).path.rpartition("/")[2]
+
+
+def test_materialize_all_by_a_click_reuses_everything(ui: Ui) -> None:
+    query = f'{{ runOrError(runId: "{ui.run_id}") {{ ... on Run {{ status assetMaterializations {{ assetKey {{ path }}'
+    query += " metadataEntries { label ... on BoolMetadataEntry { boolValue } } } } } }"
+    run = graphql(ui.dagster, query)["runOrError"]
+    reused = {
+        made["assetKey"]["path"][0]: entry["boolValue"]
+        for made in run["assetMaterializations"]
+        for entry in made["metadataEntries"]
+        if entry["label"] == "reused"
+    }
+    assert run["status"] == "SUCCESS" and reused == dict.fromkeys(CONFIGS, True)
+
+
+def test_the_graph_shows_every_step(ui: Ui) -> None:
+    ui.page.goto(f"{ui.dagster}/locations/{REPOSITORY}/jobs/rlaif_all")
+    for group in ("sources", "step_1_revisions", "step_2_sl_cai"):
+        expect(ui.page.get_by_text(group, exact=True).first).to_be_visible()
+
+
+def test_an_asset_page_shows_its_picture_and_leads_to_mlflow_and_the_report(home: Home, ui: Ui) -> None:
+    evaluation = home.warehouse.get(home.first["policy_evaluation"])
+    page = ui.page
+    page.goto(f"{ui.dagster}/assets/policy_evaluation")
+    expect(row(page, "harmless_rate")).to_be_visible()
+    source = page.get_by_role("link", name="in editor").get_attribute("href")
+    assert source is not None and "/rlaif_assets/assets/evaluation.py:" in source
+    row(page, "rates").get_by_text("Show Markdown").click()
+    picture = page.get_by_alt_text("rates")
+    assert picture.evaluate(LOADED) == 990
+    encoded = base64.b64encode(kept_pictures(ui.home, evaluation.snapshot_id)["rates"]).decode()
+    assert picture.get_attribute("src") == f"data:image/png;base64,{encoded}"
+    page.keyboard.press("Escape")
+    expect(picture).to_have_count(0)
+
+    with page.context.expect_page() as opened:
+        row(page, "mlflow").get_by_role("link").first.click()
+    run = opened.value
+    expect(run.get_by_role("heading", name="policy_evaluation")).to_be_visible()
+    assert run.url == f"{ui.mlflow}/#/experiments/1/runs/{evaluation.mlflow_run_id}"
+    expect(run.get_by_text("rlaif trace", exact=False).first).to_be_visible()
+    expect(run.get_by_role("link", name="asset policy_evaluation")).to_be_visible()
+    run.get_by_role("tab", name="Artifacts").click()
+    run.get_by_text("report.html").click()
+    expect(run.frame_locator("iframe").get_by_text("harmless rate").first).to_be_visible()
+    run.screenshot(path="/tmp/run.png")
+    run.close()
+
+
+def row(page: Page, key: str) -> Locator:
+    """The line of the asset page's metadata that has this key."""
+    return page.get_by_role("row").filter(has=page.get_by_text(key, exact=True)).first
+
+
+def graphql(dagster: str, query: str) -> dict[str, Any]:
+    body = json.dumps({"query": query}).encode()
+    request = urllib.request.Request(f"{dagster}/graphql", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=SECONDS) as answer:
         return json.load(answer)["data"]
-
-
-def test_the_graph_shows_every_asset_materialized_under_the_named_job(shown: Ui, page: Page) -> None:
-    page.goto(shown.job)
-    expect(page.get_by_text(f"View {len(CONFIGS)} assets")).to_be_visible()
-    for group in ("sources", "step_1_revisions", "step_2_sl_cai"):
-        expect(page.get_by_text(group, exact=True).first).to_be_visible()
-    page.goto(f"{shown.url}/assets/ppo_policy")
-    expect(page.get_by_text("Latest materialization").first).to_be_visible()
-    page.goto(f"{shown.job}/runs")
-    expect(page.get_by_text(shown.first_run[:8]).first).to_be_visible()
-    nodes = graphql(shown.url, "{ assetNodes { assetKey { path } assetMaterializations(limit: 1) { runId } } }")
-    made = {node["assetKey"]["path"][0] for node in nodes["assetNodes"] if node["assetMaterializations"]}
-    assert made == set(CONFIGS)
-
-
-def test_materialize_all_reuses_everything(shown: Ui) -> None:
-    launched = graphql(shown.url, LAUNCH)["launchRun"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    run_id = launched["run"]["runId"]
-    deadline = time.monotonic() + SECONDS
-    while (run := shown.instance.get_run_by_id(run_id)) and not run.is_finished and time.monotonic() < deadline:
-        time.sleep(1)
-    assert run is not None and run.is_success, run and run.status
-    reused = {
-        event.asset_key.to_user_string(): event.step_materialization_data.materialization.metadata["reused"].value
-        for entry in shown.instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
-        if (event := entry.dagster_event) and event.asset_key
-    }
-    assert reused == dict.fromkeys(CONFIGS, True)

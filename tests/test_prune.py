@@ -27,6 +27,7 @@ from rlaif_assets.store import registry
 from rlaif_assets.store.checkpoint_files import adopt_folder, adopted_folders, is_complete, new_work_folder
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.lineage import ancestry, verify
+from rlaif_assets.store.pictures import PICTURES
 from rlaif_assets.store.pruning import LOCK, Plan, named_in_mlflow, plan, prune
 from rlaif_assets.store.trace import find_snapshot, trace_policy
 from rlaif_assets.store.tracking import PRUNED_TAG, Tracker
@@ -399,7 +400,8 @@ def test_what_runs_that_died_left_behind_is_named(warehouse: Warehouse, made: li
 def artifacts_of(home: Path, record: SnapshotRecord) -> list[Path]:
     folders = [home / "mlflow_artifacts" / str(record.mlflow_run_id)]
     model = record.metrics.get("mlflow_model_id")
-    return [*folders, home / "mlflow_artifacts" / "models" / model] if model else folders
+    folders += [home / "mlflow_artifacts" / "models" / model] if model else []
+    return [*folders, home / PICTURES / record.snapshot_id]
 
 
 @pytest.fixture
@@ -431,8 +433,8 @@ def test_artifacts_go_with_the_weights_and_mlflow_keeps_its_run(home: Home, copy
 
     done = command(copy, "prune", "--keep", "1")
     assert done.exit_code == 0 and "of weights and" in done.output, done.output
-    assert [path.is_dir() for path in own] == [False, False, True, True]
-    assert not artifacts_of(copy.home, evaluation)[0].exists()  # the pictures of what was removed
+    assert [path.is_dir() for path in own] == [False, False, False, True, True, True]
+    assert not any(path.exists() for path in artifacts_of(copy.home, evaluation))  # the pictures of what was removed
     assert contents(home.folder / "mlflow_artifacts") == originals  # where MLflow's addresses lead
     run = tracker.client.get_run(str(first.mlflow_run_id))
     assert run.data.tags[PRUNED_TAG].endswith(f" by {user_name()}: prune --keep 1")

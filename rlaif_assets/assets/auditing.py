@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, without_limits
-from rlaif_assets.assets.recording import PASSPORT, Product, Stage, preview
+from rlaif_assets.assets.recording import PASSPORT, Product, Stage
+from rlaif_assets.assets.showing import preview
 from rlaif_assets.feedback.limits import measured
 from rlaif_assets.records import JudgingConstitution, Pair, Prompt, Rejection
 

@@ -6,7 +6,8 @@ import dagster as dg
 
 from rlaif_assets.assets.configuration import PolicyEvaluationConfig
 from rlaif_assets.assets.judges import judge_of, judging_constitution_of, judging_settings_of
-from rlaif_assets.assets.recording import Product, Stage, table_metadata
+from rlaif_assets.assets.recording import Product, Stage
+from rlaif_assets.assets.showing import table_metadata
 from rlaif_assets.devices import POOL
 from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Label, Pair, Prompt, Rejection, Split
 from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from rlaif_assets.language_models.local import LocalModel
     from rlaif_assets.store.warehouse import SnapshotRecord
 
+LINEAGE = {
+    "split": "red_team_prompts.split helpful_prompts.split",
+    "value": "red_team_prompts.messages red_team_prompts.kind helpful_prompts.messages helpful_prompts.kind"
+    " base_model.fingerprint",
+}
+PLOTTED = ("harmless_rate", "helpful_rate", "lookalike_refusal_rate", "evasive_rate", "kl", "mean_length")
 HELD_OUT: tuple[Split, ...] = ("dev", "test")
 
 
@@ -37,7 +44,7 @@ HELD_OUT: tuple[Split, ...] = ("dev", "test")
     pool=POOL,
     op_tags=ON_GPU,
     code_version="6",
-    metadata=table_metadata("evaluation_rates", EvaluationRate),
+    metadata=table_metadata("evaluation_rates", EvaluationRate, LINEAGE),
 )
 def policy_evaluation(
     context: dg.AssetExecutionContext,
@@ -68,7 +75,20 @@ def policy_evaluation(
         tokens = sum(row.tokens for row in answers)
         return Product(tables, rejected + unjudged, None, metrics, tokens, _pictures(answers, rates))
 
-    return stage.record(work, pages=lambda record: _pages(stage, record))
+    return stage.record(
+        work,
+        plotted=lambda record: _plotted(stage, record),
+        pages=lambda record: _pages(stage, record),
+        role="eval",
+    )
+
+
+def _plotted(stage: Stage, record: "SnapshotRecord") -> dict[str, float | None]:
+    """The policy's rates on test prompts, and how often it wins over SL-CAI."""
+    rows = stage.warehouse.rows("evaluation_rates", record.snapshot_id)
+    shown = {("ppo", measure): measure for measure in PLOTTED} | {("ppo_vs_sl_cai", "win_rate"): "win_rate"}
+    tested = [row for row in rows if row["split"] == "test" and (row["subject"], row["measure"]) in shown]
+    return {shown[row["subject"], row["measure"]]: row["value"] for row in tested}
 
 
 def _pictures(answers: list[EvaluationAnswer], rates: list[EvaluationRate]) -> dict[str, bytes]:

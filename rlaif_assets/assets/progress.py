@@ -1,14 +1,19 @@
 """How far a long stage has come: lines in Dagster's log, or bars in the terminal. The stages only call it."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Progress(Protocol):
-    """Called with a phase, how much of it is done, and how much there is; closed when the stage ends, in any way."""
+    """Called with a phase, how much of it is done, and how much there is; closed when the stage ends, in any way.
+    What `start` begins is a watch over stretches in which nothing is called."""
+
+    def start(self) -> None: ...
 
     def __call__(self, phase: str, done: int, total: int) -> None: ...
 
@@ -24,29 +29,52 @@ def make_progress(
     """`write` takes the lines of kind `log`; `name` (the asset's) begins every line and bar; `clock` is in seconds."""
     if kind == "bar":
         return _Bars(name)
-    return _Lines(write if kind == "log" else lambda line: None, name, clock)
+    return Lines(write if kind == "log" else lambda line: None, name, clock)
 
 
-class _Lines:
-    """At most a line every ten seconds and phase, with an estimate of the time left; nothing for what is quick."""
+class Lines:
+    """A line every ten seconds, with an estimate of the time left where something of the phase is done; nothing for
+    what is quick. A thread writes them, since one batch, or the loading of a model, may take minutes."""
 
     def __init__(self, write: Callable[[str], None], name: str, clock: Callable[[], float]) -> None:
         self.write, self.name, self.clock = write, name, clock
-        self.phase = ""
-        self.started = self.written = 0.0
-        self.first = 0
+        self.phase, self.done, self.total, self.first = "", 0, 0, 0
+        self.started = self.written = self.told = clock()
+        self.closed, self.lock = threading.Event(), threading.Lock()
+
+    def start(self) -> None:
+        self.started = self.written = self.clock()
+        threading.Thread(target=self._watch, name=f"progress of {self.name}", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self.closed.wait(SECONDS_BETWEEN_LOOKS):
+            self.tell()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        now = self.clock()
-        if phase != self.phase:
-            self.phase, self.started, self.written, self.first = phase, now, now, done
-        if now - self.written >= SECONDS_BETWEEN_LINES:
+        with self.lock:
+            if phase != self.phase:
+                self.phase, self.started, self.first = phase, self.clock(), done
+            self.done, self.total, self.told = done, total, self.clock()
+        self.tell()
+
+    def tell(self) -> None:
+        """Writes a line where the last one is ten seconds old."""
+        with self.lock:
+            now = self.clock()
+            if self.closed.is_set() or now - self.written < SECONDS_BETWEEN_LINES:
+                return
             self.written = now
-            left = (now - self.started) / max(1, done - self.first) * (total - done)
-            self.write(f"{self.name}: {phase} {done}/{total}, about {left:.0f} s left")
+            done = self.done - self.first
+            so_far = f"{self.phase} {self.done}/{self.total}, " if self.phase else ""
+            if done > 0:
+                left = (self.told - self.started) / done * (self.total - self.done) - (now - self.told)
+                self.write(f"{self.name}: {so_far}about {max(0.0, left):.0f} s left")
+            else:
+                self.write(f"{self.name}: {so_far}{now - self.started:.0f} s so far")
 
     def close(self) -> None:
-        pass
+        with self.lock:  # no line after this
+            self.closed.set()
 
 
 class _Bars:
@@ -54,6 +82,9 @@ class _Bars:
 
     def __init__(self, name: str) -> None:
         self.name, self.phase = name, ""
+
+    def start(self) -> None:
+        pass
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -7,7 +7,8 @@ import dagster as dg
 
 from rlaif_assets.assets.configuration import ChampionPolicyConfig
 from rlaif_assets.assets.judges import judge_of, judging_constitution_of, judging_settings_of
-from rlaif_assets.assets.recording import Product, Stage, as_records, table_metadata
+from rlaif_assets.assets.recording import Product, Stage, as_records
+from rlaif_assets.assets.showing import table_metadata
 from rlaif_assets.assets.step5_ppo import REGISTERED_NAME
 from rlaif_assets.devices import POOL
 from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Label, PromotionRule

@@ -4,7 +4,6 @@ What the work is belongs to the assets and the packages they call. Heavy modules
 snapshot is reused neither torch nor MLflow is imported. https://docs.dagster.io/guides/build/assets/metadata-and-tags
 """
 
-import base64
 import dataclasses
 import resource
 import shutil
@@ -15,19 +14,21 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import dagster as dg
 from pydantic import BaseModel
 
 from rlaif_assets.assets.progress import make_progress
+from rlaif_assets.assets.showing import COLUMN_LINEAGE, PREVIEW_ROWS, as_row, numbers, picture, preview, sample
 from rlaif_assets.devices import gpu_memory, gpu_name, reset_gpu_memory
 from rlaif_assets.feedback.limits import ADVICE, refusal
-from rlaif_assets.instance import tag_run
+from rlaif_assets.instance import dagster_url, tag_run
 from rlaif_assets.records import Judgement, Label, Prompt, Rejection
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import AuditsSettings, SettingsError
 from rlaif_assets.store.errors import StoreError, TrackingError
+from rlaif_assets.store.pictures import keep_pictures, kept_pictures
 
 if TYPE_CHECKING:
     from rlaif_assets.language_models.local import LocalModel
@@ -39,8 +40,6 @@ FORCE_TAG = "rlaif/force"
 SKIPPED_TAG = "rlaif/skipped"  # on a run that left something out, with the reason
 PASSPORT = "passport"  # the metric that holds the judge's passport, or its id where labels that carry it were used
 CANDIDATE = "candidate"  # the alias of the newest policy in the registry
-PREVIEW_ROWS = 10
-PREVIEW_CHARACTERS = 200
 NO_OPTIONS: Mapping[str, Any] = {}
 
 Row = TypeVar("Row")
@@ -85,7 +84,7 @@ class Stage:
         self.tracker = tracking.tracker(self.home)
         self.progress = make_progress(compute.progress, context.log.info, self.asset)
         self.inputs = self._upstream()
-        self.key = ""  # known when recording begins
+        self.key, self.role = "", "input"  # known when recording begins
         self.run_id: str | None = None
         self.history: defaultdict[str, list[float]] = defaultdict(list)
         self.untold = ""  # why MLflow lacks something
@@ -191,42 +190,49 @@ class Stage:
         identity: Callable[[], Mapping[str, Any]] | None = None,
         registered: str | None = None,
         shown: Callable[["SnapshotRecord"], Mapping[str, Any]] = lambda record: {},
+        plotted: Callable[["SnapshotRecord"], Mapping[str, float | None]] = lambda record: {},
         guard: AbstractContextManager[None] | None = None,
         pages: Callable[["SnapshotRecord"], Mapping[str, str]] = lambda record: {},
+        role: Literal["input", "train", "eval"] = "input",
     ) -> dg.MaterializeResult:
         """Reuses the newest snapshot of this stage's key, unless forced, or works and records under an MLflow run.
 
         `identity` gives what decides the result, by default the config. `registered` names the MLflow registry's model
-        that the weights become a version of. `shown` gives markdown and other values by name, made of the stored
-        snapshot. `guard` is entered before the work, not where a snapshot is reused, and left when the new one is
-        stored; what it raises comes out as it is. `pages` gives HTML by name, made of a new snapshot for MLflow to
-        keep. Raises Failure, without retries, for the user's errors.
+        that the weights become a version of. `shown` gives markdown and other values by name, and `plotted` numbers by
+        a short name that stays, for people to follow over time; both are made of the stored snapshot. `guard` is
+        entered before the work, not where a snapshot is reused, and left when the new one is stored; what it raises
+        comes out as it is. `pages` gives HTML by name, made of a new snapshot for MLflow to keep. `role` is what the
+        inputs' rows are to this stage, for MLflow. Raises Failure, without retries, for the user's errors.
         """
+        self.role = role
         with user_errors():
             self.key = key = self._key(identity() if identity else self.config.model_dump())
             found = None if self.forced else self.warehouse.find(self.asset, key)
             if found is not None:
                 self._finish_tracking(found, registered)
-                return self._result(found, reused=True, markdown=shown(found))
+                return self._result(found, True, shown(found), plotted(found), registered)
             with guard or nullcontext():
-                record, product = self._make(key, work, registered, pages)
-                return self._result(record, reused=False, pictures=product.pictures, markdown=shown(record))
+                record = self._make(key, work, registered, plotted, pages)
+                return self._result(record, False, shown(record), plotted(record), registered)
 
     def _make(
         self,
         key: str,
         work: Callable[[], Product],
         registered: str | None,
+        plotted: Callable[["SnapshotRecord"], Mapping[str, float | None]],
         pages: Callable[["SnapshotRecord"], Mapping[str, str]],
-    ) -> "tuple[SnapshotRecord, Product]":
+    ) -> "SnapshotRecord":
         self._start_run()
+        self.progress.start()
         try:
             reset_gpu_memory()
             started = time.monotonic()
             product = work()
             record, _ = self._publish(key, product, time.monotonic() - started)
+            keep_pictures(self.home, record.snapshot_id, product.pictures)
             self.resume_file().unlink(missing_ok=True)
-            self._track(record, product, registered)
+            self._track(record, product, registered, plotted(record))
             self.tell(lambda tracker, run_id: log_pages(tracker, run_id, pages(record)))
         except BaseException:
             self.tell(lambda tracker, run_id: tracker.end_run(run_id, "FAILED"))
@@ -236,7 +242,7 @@ class Stage:
         finally:
             self.progress.close()
         self.tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
-        return record, product
+        return record
 
     def skip(self, why: str) -> None:
         """Says in the log and on the run why this asset is left out. Its body then yields nothing, and Dagster skips
@@ -252,7 +258,11 @@ class Stage:
         """
         with user_errors():
             started = time.monotonic()
-            product = read()
+            self.progress.start()
+            try:
+                product = read()
+            finally:
+                self.progress.close()
             key = self._key(source_identity(self.config, product))
             record, reused = self._publish(key, product, time.monotonic() - started)
             return self._result(record, reused)
@@ -305,7 +315,7 @@ class Stage:
             metrics={
                 **product.metrics,
                 **product.documents,
-                **self._mlflow_ids(path, key),
+                **self._mlflow_ids(path, path is not None or "external_models" in product.tables, key),
                 "peak_memory_mb": peak_memory_mb(),
                 **gpu_memory(self._device),
             },
@@ -339,10 +349,13 @@ class Stage:
         self.context.log.warning(f"{self.asset} goes on without MLflow: {error}")
 
     def _start_run(self) -> None:
+        from rlaif_assets.store.tracking import DESCRIPTION_TAG
+
         tags = {
             "dagster.run_id": self.context.run.run_id,
             "dagster.asset_key": self.asset,
             "dagster.code_version": str(self.code_version),
+            DESCRIPTION_TAG: self._description(),
         }
         tags |= {f"rlaif.snapshot.{name}": record.snapshot_id for name, record in self.inputs.items()}
         try:
@@ -350,28 +363,50 @@ class Stage:
         except TrackingError as error:
             self._give_up(error)
 
-    def _mlflow_ids(self, path: str | None, key: str) -> dict[str, str]:
+    def _description(self, snapshot_id: str | None = None) -> str:
+        """What a person reads on the page of the MLflow run, with the ways back."""
+        what = self.context.assets_def.descriptions_by_key[self.context.asset_key]
+        run_id = self.context.run.run_id
+        made = f"Snapshot `{snapshot_id}`: `rlaif trace {snapshot_id}` tells what made it.\n\n" if snapshot_id else ""
+        return (
+            f"**{self.asset}**: {' '.join(what.split())}\n\n{made}"
+            f"Dagster: [asset {self.asset}]({dagster_url()}/assets/{self.asset}), "
+            f"[run {run_id}]({dagster_url()}/runs/{run_id})"
+        )
+
+    def _mlflow_ids(self, path: str | None, is_model: bool, key: str) -> dict[str, str]:
         """What links a snapshot to MLflow without asking it again: the run's page and the model made by it."""
         tags = {"rlaif.asset": self.asset, "rlaif.key": key}
         model_id = (
-            self.tell(lambda tracker, run_id: tracker.log_model(run_id, self.asset, path, tags)) if path else None
+            self.tell(lambda tracker, run_id: tracker.log_model(run_id, self.asset, path, tags)) if is_model else None
         )
         found = {"mlflow_url": self.tell(lambda tracker, run_id: tracker.url(run_id)), "mlflow_model_id": model_id}
         return {name: value for name, value in found.items() if value is not None}
 
-    def _track(self, record: "SnapshotRecord", product: Product, registered: str | None) -> None:
+    def _track(
+        self,
+        record: "SnapshotRecord",
+        product: Product,
+        registered: str | None,
+        plotted: Mapping[str, float | None],
+    ) -> None:
         model_id = record.metrics.get("mlflow_model_id")
 
         def tell(tracker: "Tracker", run_id: str) -> None:
             tracker.log_params(run_id, record.settings)
-            tracker.log_metrics(run_id, dict(charted(record)))
+            told = {**dict(charted(record)), **dict(numbers(plotted)), **spent(record)}
+            tracker.log_metrics(run_id, {name: value for name, value in told.items() if name not in self.history})
             for name, png in product.pictures.items():
                 tracker.log_figure(run_id, name, png)
             for name, document in product.documents.items():
                 tracker.log_document(run_id, name, document)
+            for name, rows in product.tables.items():
+                if rows:
+                    tracker.log_table(run_id, name, sample(rows))
+            tracker.describe(run_id, self._description(record.snapshot_id))
             for upstream in self.inputs.values():
                 for table, count in upstream.row_counts.items():
-                    tracker.log_dataset_input(run_id, table, upstream.snapshot_id, count)
+                    tracker.log_dataset_input(run_id, table, upstream.snapshot_id, count, self.role)
                 if "mlflow_model_id" in upstream.metrics:
                     tracker.log_model_input(run_id, upstream.metrics["mlflow_model_id"])
             if registered is not None and model_id is not None:
@@ -403,43 +438,64 @@ class Stage:
         self,
         record: "SnapshotRecord",
         reused: bool,
-        pictures: Mapping[str, bytes] = NO_OPTIONS,
         markdown: Mapping[str, Any] = NO_OPTIONS,
+        plotted: Mapping[str, float | None] = NO_OPTIONS,
+        registered: str | None = None,
     ) -> dg.MaterializeResult:
         self.warehouse.record_materialization(record.snapshot_id, self.context.run.run_id, reused)
-        metadata: dict[str, Any] = {
+        metadata: dict[str, Any] = {  # in the order in which the page shows it
             "reused": reused,
             "snapshot_id": record.snapshot_id,
+            **{name: float(value) for name, value in numbers(plotted)},
+            **{name: picture(name, png) for name, png in kept_pictures(self.home, record.snapshot_id).items()},
+            **{n: dg.MetadataValue.md(v) if isinstance(v, str) else v for n, v in markdown.items()},
+            **{name: dg.MetadataValue.url(url) for name, url in self._mlflow_pages(record, registered).items()},
+            **self._table(record),
             "settings": dg.MetadataValue.json(record.settings),
             "inputs": dg.MetadataValue.json(record.inputs),
             "rows": dg.MetadataValue.json(record.row_counts),
             "rejected": record.row_counts.get("rejected_rows", 0),
-            "seconds": record.seconds,
             "tokens": record.tokens,
-            "tokens_per_second": round((record.tokens or 0) / max(record.seconds or 0.0, 1e-9), 1),
+            **spent(record),
             "device": record.device or "none",
             **{f"metrics/{name}": value for name, value in charted(record)},
         }
         if record.path is not None:
             metadata["checkpoint"] = record.path
-        if "mlflow_url" in record.metrics:
-            metadata["mlflow"] = dg.MetadataValue.url(record.metrics["mlflow_url"])
         if record.metrics.get(PASSPORT):
             told = record.metrics[PASSPORT]
             metadata[PASSPORT] = told if isinstance(told, str) else dg.MetadataValue.json(told)
         if self.untold:
             metadata["mlflow_pending"] = self.untold
-        definition = self.context.assets_def.metadata_by_key[self.context.asset_key]
-        tables = [table for table in record.row_counts if table != "rejected_rows"]
-        main = definition.get("dagster/table_name", tables[0] if tables else None)
-        if main in tables:
-            metadata["dagster/row_count"] = record.row_counts[main]
-            metadata["preview"] = preview(self.warehouse.rows(main, record.snapshot_id, PREVIEW_ROWS))
-        metadata |= {n: dg.MetadataValue.md(v) if isinstance(v, str) else v for n, v in markdown.items()}
-        for name, png in pictures.items():
-            image = base64.b64encode(png).decode()
-            metadata[name] = dg.MetadataValue.md(f"![{name}](data:image/png;base64,{image})")
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(record.snapshot_id))
+
+    def _table(self, record: "SnapshotRecord") -> dict[str, Any]:
+        """The main table: where its columns come from, its rows' number, and the first of them."""
+        definition = self.context.assets_def.metadata_by_key[self.context.asset_key]
+        table = definition.get("dagster/table_name")
+        if table is None:
+            return {}
+        # Dagster reads the columns' lineage of materializations.
+        lineage = {COLUMN_LINEAGE: definition[COLUMN_LINEAGE]} if COLUMN_LINEAGE in definition else {}
+        rows = self.warehouse.rows(table, record.snapshot_id, PREVIEW_ROWS)
+        return {"preview": preview(rows), "dagster/row_count": record.row_counts.get(table, 0), **lineage}
+
+    def _mlflow_pages(self, record: "SnapshotRecord", registered: str | None) -> dict[str, str]:
+        """Addresses in the MLflow UI of today, wherever it was when the snapshot was made."""
+        if "mlflow_url" not in record.metrics:
+            return {}
+        run = f"{self.tracker.ui_url}/#{record.metrics['mlflow_url'].partition('/#')[2]}"
+        pages = {"mlflow": run}
+        if "mlflow_model_id" in record.metrics:
+            pages["mlflow_model"] = f"{run.partition('/runs/')[0]}/models/{record.metrics['mlflow_model_id']}"
+        if registered is not None:
+            from rlaif_assets.store import registry
+
+            found = registry.versions(self.warehouse, registered)
+            versions = [one.version for one in found if one.snapshot_id == record.snapshot_id]
+            if versions:
+                pages["mlflow_version"] = f"{self.tracker.ui_url}/#/models/{registered}/versions/{versions[-1]}"
+        return pages
 
 
 def log_pages(tracker: "Tracker", run_id: str, pages: Mapping[str, str]) -> None:
@@ -489,11 +545,6 @@ def as_records(record: type[Row], rows: Iterable[Mapping[str, Any]]) -> list[Row
     ]
 
 
-def as_row(row: Any) -> dict[str, Any]:
-    """A record as a row; `dataclasses.asdict` would copy every value, at 50,000 labels for seconds."""
-    return dict(row if isinstance(row, Mapping) else vars(row))
-
-
 def product_rows(product: Product) -> dict[str, list[dict[str, Any]]]:
     return {name: [as_row(row) for row in rows] for name, rows in product.tables.items()}
 
@@ -508,42 +559,12 @@ def code_version(asset: dg.AssetsDefinition) -> int:
     return int(asset.code_versions_by_key[asset.key] or 1)
 
 
+def spent(record: "SnapshotRecord") -> dict[str, float]:
+    """What making a snapshot took: seconds, and tokens per second."""
+    seconds = record.seconds or 0.0
+    return {"seconds": seconds, "tokens_per_second": round((record.tokens or 0) / max(seconds, 1e-9), 1)}
+
+
 def charted(record: "SnapshotRecord") -> Iterator[tuple[str, float]]:
     """The numbers among a snapshot's metrics; a passport is told as a whole."""
     return numbers({name: value for name, value in record.metrics.items() if name != PASSPORT})
-
-
-def numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers among metrics, nested ones with their path (`heldout/ai/accuracy`)."""
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}", value
-
-
-def preview(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """Rows as Dagster shows them: a table of plain, shortened texts (the UI does not read markup in it)."""
-    records = [dg.TableRecord({name: _shown(value) for name, value in row.items()}) for row in rows]
-    columns = [dg.TableColumn(name, "string") for name in (rows[0] if rows else ())]
-    return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
-
-
-def _shown(value: Any) -> str | int | float | bool | None:
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    text = " ".join(str(value).split())
-    return text if len(text) <= PREVIEW_CHARACTERS else text[: PREVIEW_CHARACTERS - 1] + "…"
-
-
-def table_metadata(table: str, record: type[Any]) -> dict[str, Any]:
-    """Definition metadata of an asset whose main table holds records of this class."""
-    columns = [
-        dg.TableColumn(name, getattr(kind, "__name__", None) or str(kind))
-        for name, kind in get_type_hints(record).items()
-    ]
-    return {
-        "dagster/table_name": table,
-        "dagster/storage_kind": "duckdb",
-        "dagster/column_schema": dg.TableSchema(columns),
-    }

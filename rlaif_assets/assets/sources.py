@@ -20,14 +20,24 @@ from rlaif_assets.assets.configuration import (
     HumanVerdictsConfig,
     RedTeamPromptsConfig,
 )
-from rlaif_assets.assets.recording import Product, Stage, table_metadata
-from rlaif_assets.records import CommunityPair, Comparison, CritiquePrinciple, HumanVerdict, JudgingPrinciple, Prompt
+from rlaif_assets.assets.recording import Product, Stage
+from rlaif_assets.assets.showing import table_metadata
+from rlaif_assets.records import (
+    CommunityPair,
+    Comparison,
+    CritiquePrinciple,
+    ExternalModel,
+    HumanVerdict,
+    JudgingPrinciple,
+    Prompt,
+)
 from rlaif_assets.relabel_lock import RELABEL_TAGS, relabelling
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import BaseModelSettings, ConstitutionSettings, FeedbackModelSettings
 
 GROUP = "sources"
 OWNERS = ["team:alignment"]
+MODEL = table_metadata("external_models", ExternalModel)
 
 
 @dg.asset(
@@ -220,7 +230,7 @@ def human_verdicts(
     return stage.record_source(read)
 
 
-@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "mlflow"}, code_version="1")
+@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "mlflow"}, code_version="1", metadata=MODEL)
 def base_model(
     context: dg.AssetExecutionContext,
     config: BaseModelConfig,
@@ -233,7 +243,7 @@ def base_model(
     return stage.record(lambda: _model(stage, config), lambda: _model_identity(stage, config))
 
 
-@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "mlflow"}, code_version="1")
+@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "mlflow"}, code_version="1", metadata=MODEL)
 def feedback_model(
     context: dg.AssetExecutionContext,
     config: FeedbackModelConfig,

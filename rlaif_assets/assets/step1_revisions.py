@@ -3,10 +3,18 @@
 import dagster as dg
 
 from rlaif_assets.assets.configuration import RevisedResponsesConfig
-from rlaif_assets.assets.recording import Product, Stage, table_metadata
+from rlaif_assets.assets.recording import Product, Stage
+from rlaif_assets.assets.showing import table_metadata
 from rlaif_assets.devices import POOL
 from rlaif_assets.records import CritiqueConstitution, CritiqueExample, CritiquePrinciple, Revision
 from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
+
+LINEAGE = {
+    "prompt_id": "red_team_prompts.prompt_id",
+    "text": "red_team_prompts.messages critique_constitution.revision_request base_model.fingerprint",
+    "critique": "red_team_prompts.messages critique_constitution.critique_request base_model.fingerprint",
+    "principle_id": "critique_constitution.principle_id",
+}
 
 
 @dg.asset(
@@ -17,7 +25,7 @@ from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
     pool=POOL,
     op_tags=ON_GPU,
     code_version="1",
-    metadata=table_metadata("revisions", Revision),
+    metadata=table_metadata("revisions", Revision, LINEAGE),
 )
 def revised_responses(
     context: dg.AssetExecutionContext,

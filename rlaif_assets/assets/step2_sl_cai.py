@@ -3,10 +3,16 @@
 import dagster as dg
 
 from rlaif_assets.assets.configuration import SlCaiCheckpointConfig
-from rlaif_assets.assets.recording import Product, Stage, table_metadata
+from rlaif_assets.assets.recording import Product, Stage
+from rlaif_assets.assets.showing import table_metadata
 from rlaif_assets.devices import POOL
 from rlaif_assets.records import Answer, Revision
 from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
+
+LINEAGE = {
+    "prompt_id": "helpful_prompts.prompt_id",
+    "text": "helpful_prompts.messages base_model.fingerprint",
+}
 
 
 @dg.asset(
@@ -17,7 +23,7 @@ from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
     pool=POOL,
     op_tags=ON_GPU,
     code_version="3",
-    metadata=table_metadata("answers", Answer),
+    metadata=table_metadata("answers", Answer, LINEAGE),
 )
 def sl_cai_checkpoint(
     context: dg.AssetExecutionContext,
@@ -52,4 +58,4 @@ def sl_cai_checkpoint(
         tables = {"answers": answers, "training_rows": used}
         return Product(tables, rejected, folder, metrics, metrics["tokens"])
 
-    return stage.record(work)
+    return stage.record(work, role="train")

@@ -14,7 +14,8 @@ from rlaif_assets.assets.configuration import (
     ResponsePairsConfig,
 )
 from rlaif_assets.assets.judges import judge_metrics, judge_of, judging_constitution_of
-from rlaif_assets.assets.recording import Product, Stage, as_records, table_metadata
+from rlaif_assets.assets.recording import Product, Stage, as_records
+from rlaif_assets.assets.showing import table_metadata
 from rlaif_assets.devices import POOL
 from rlaif_assets.feedback.as_of import decided_as_of
 from rlaif_assets.records import (
@@ -31,6 +32,25 @@ if TYPE_CHECKING:
     from rlaif_assets.store.warehouse import SnapshotRecord
 
 GROUP = "step_3_preferences"
+PAIRS_LINEAGE = {
+    "prompt_id": "red_team_prompts.prompt_id",
+    "response_a": "red_team_prompts.messages",
+    "response_b": "red_team_prompts.messages",
+}
+LABELS_LINEAGE = {
+    "pair_id": "response_pairs.pair_id",
+    "principle_id": "judging_constitution.principle_id",
+    "p_a": "response_pairs.response_a response_pairs.response_b red_team_prompts.messages judging_constitution.text"
+    " feedback_model.fingerprint human_verdicts.p_a",
+    "annotator": "feedback_model.fingerprint human_verdicts.annotator",
+    "verdict_ids": "human_verdicts.verdict_id",
+}
+CHANGES_LINEAGE = {
+    "name": "judging_constitution.name red_team_prompts.category",
+    "labels": "harmlessness_preferences.pair_id",
+    "flipped": "harmlessness_preferences.p_a",
+    "mean_change": "harmlessness_preferences.p_a",
+}
 
 
 @dg.asset(
@@ -41,7 +61,7 @@ GROUP = "step_3_preferences"
     pool=POOL,
     op_tags=ON_GPU,
     code_version="2",
-    metadata=table_metadata("pairs", Pair),
+    metadata=table_metadata("pairs", Pair, PAIRS_LINEAGE),
 )
 def response_pairs(
     context: dg.AssetExecutionContext,
@@ -71,7 +91,7 @@ def response_pairs(
     pool=POOL,
     op_tags=ON_GPU,
     code_version="10",
-    metadata=table_metadata("labels", Label),
+    metadata=table_metadata("labels", Label, LABELS_LINEAGE),
     output_required=False,
     freshness_policy=dg.FreshnessPolicy.time_window(timedelta(days=PROFILE.relabel.overdue_after_days)),
 )
@@ -91,10 +111,17 @@ def harmlessness_preferences(
 
     lock = relabel_lock(stage.home, context.run.run_id, context.log.warning)
     try:
-        yield stage.record(lambda: preference_set(stage, config), lambda: audited_identity(config), guard=lock)
+        yield stage.record(
+            lambda: preference_set(stage, config), lambda: audited_identity(config), plotted=flip_rate, guard=lock
+        )
         show_passport(stage)
     except RelabelHeldError as held:
         stage.skip(str(held))
+
+
+def flip_rate(record: "SnapshotRecord") -> dict[str, float | None]:
+    """Of the labels, by certainty, those on whose pair the judge chose another response in the other order."""
+    return {"flip_rate": record.metrics["audits"].get("position_flip_rate")}
 
 
 def preference_set(stage: Stage, config: HarmlessnessPreferencesConfig) -> Product:
@@ -138,7 +165,7 @@ def with_as_of(config: HarmlessnessPreferencesConfig) -> HarmlessnessPreferences
     owners=["team:alignment"],
     kinds={"duckdb"},
     code_version="2",
-    metadata=table_metadata("label_changes", LabelChange),
+    metadata=table_metadata("label_changes", LabelChange, CHANGES_LINEAGE),
 )
 def label_changes(
     context: dg.AssetExecutionContext,
@@ -172,7 +199,9 @@ def label_changes(
         return {"largest_flips": flips_markdown(stage.warehouse.rows("label_flips", record.snapshot_id))}
 
     identity = {**config.model_dump(), "previous": previous and previous.snapshot_id}
-    return stage.record(work, lambda: identity, shown=shown)
+    return stage.record(
+        work, lambda: identity, shown=shown, plotted=lambda one: {"flip_rate": one.metrics["flipped_share"]}
+    )
 
 
 def compared_with(stage: Stage) -> "SnapshotRecord | None":

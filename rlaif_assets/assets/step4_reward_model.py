@@ -1,14 +1,18 @@
 """Step 4: preference-model pre-training, then the reward model. How belongs to `training.preference_model`."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import dagster as dg
 
 from rlaif_assets.assets.configuration import PmpCheckpointConfig, RewardModelConfig, without_limits
 from rlaif_assets.assets.recording import PASSPORT, Product, Stage
+from rlaif_assets.assets.showing import table_metadata
 from rlaif_assets.devices import POOL
-from rlaif_assets.records import CommunityPair, Comparison, Label, Pair
+from rlaif_assets.records import CommunityPair, Comparison, Label, Pair, TrainingRow
 from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
+
+if TYPE_CHECKING:
+    from rlaif_assets.store.warehouse import SnapshotRecord
 
 GROUP = "step_4_reward_model"
 
@@ -21,6 +25,7 @@ GROUP = "step_4_reward_model"
     pool=POOL,
     op_tags=ON_GPU,
     code_version="2",
+    metadata=table_metadata("training_rows", TrainingRow, {"row_id": "community_votes.pair_id"}),
 )
 def pmp_checkpoint(
     context: dg.AssetExecutionContext,
@@ -48,7 +53,7 @@ def pmp_checkpoint(
         rejected = examples.dropped_rows(metrics, config.max_length)
         return Product({"training_rows": used}, rejected, folder, metrics, metrics["tokens"])
 
-    return stage.record(work)
+    return stage.record(work, plotted=accuracies, role="train")
 
 
 LEARNS_FROM = [
@@ -59,6 +64,10 @@ LEARNS_FROM = [
     "red_team_prompts",
     "helpfulness_preferences",
 ]
+LINEAGE = {
+    "row_id": "harmlessness_preferences.label_id helpfulness_preferences.comparison_id",
+    "source": "harmlessness_preferences.source",
+}
 
 
 @dg.asset(
@@ -69,6 +78,7 @@ LEARNS_FROM = [
     pool=POOL,
     op_tags=ON_GPU,
     code_version="2",
+    metadata=table_metadata("training_rows", TrainingRow, LINEAGE),
 )
 def reward_model(
     context: dg.AssetExecutionContext,
@@ -91,6 +101,7 @@ def half_reward_model(half: Literal["a", "b"]) -> dg.AssetsDefinition:
         pool=POOL,
         op_tags=ON_GPU,
         code_version="1",
+        metadata=table_metadata("training_rows", TrainingRow, LINEAGE),
         description="The reward model on half of the conversations alone, with its settings. PPO is measured by both "
         "halves: a policy whose score rises while theirs fall is over-optimised.",
     )
@@ -138,4 +149,9 @@ def trained(stage: Stage, config: RewardModelConfig, half: Literal["a", "b"] | N
         metrics |= {PASSPORT: stage.passport_id("harmlessness_preferences")}
         return Product({"training_rows": used}, rejected, folder, metrics, metrics["tokens"], pictures)
 
-    return stage.record(work, lambda: without_limits(config))
+    return stage.record(work, lambda: without_limits(config), plotted=accuracies, role="train")
+
+
+def accuracies(record: "SnapshotRecord") -> dict[str, float | None]:
+    """On held-out comparisons, by the source of their labels."""
+    return {f"accuracy_{source}": found.get("accuracy") for source, found in record.metrics["heldout"].items()}

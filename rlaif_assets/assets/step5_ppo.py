@@ -10,7 +10,9 @@ import dagster as dg
 from rlaif_assets.assets.configuration import PpoPolicyConfig
 from rlaif_assets.assets.judges import judge_source_of
 from rlaif_assets.assets.recording import Product, Stage
+from rlaif_assets.assets.showing import table_metadata
 from rlaif_assets.devices import POOL
+from rlaif_assets.records import Rollout
 from rlaif_assets.resources import ON_GPUS, Compute, Storage, Tracking
 from rlaif_assets.settings import PpoPolicySettings, RewardModelSettings
 
@@ -28,6 +30,10 @@ CURVES = (
 HALVES = {"reward_model_half_a", "reward_model_half_b"}
 PREFERENCE_MODELS = {"reward_model", *HALVES}
 JUDGE = "judge"
+LINEAGE = {
+    "prompt_id": "red_team_prompts.prompt_id helpful_prompts.prompt_id",
+    "text": "red_team_prompts.messages helpful_prompts.messages",
+}
 
 
 @dg.asset(
@@ -47,6 +53,7 @@ JUDGE = "judge"
     pool=POOL,
     op_tags=ON_GPUS,
     code_version="5",
+    metadata=table_metadata("rollouts", Rollout, LINEAGE),
 )
 def ppo_policy(
     context: dg.AssetExecutionContext,
@@ -67,7 +74,7 @@ def ppo_policy(
         folder = stage.work_folder()
         return policy_product(stage, train(stage, config, folder, log), folder)
 
-    return stage.record(work, lambda: identity(config), registered=REGISTERED_NAME)
+    return stage.record(work, lambda: identity(config), registered=REGISTERED_NAME, role="train")
 
 
 def policy_product(stage: Stage, result: "PpoResult", folder: Path) -> Product:

@@ -26,12 +26,13 @@ from rlaif_assets.store.checkpoint_files import (
     remove_dead_work,
 )
 from rlaif_assets.store.errors import StoreError, TrackingError
+from rlaif_assets.store.pictures import PICTURES
 from rlaif_assets.store.trace import POLICY
 from rlaif_assets.store.tracking import ARTIFACTS, Tracker
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, now
 
 LOCK = "prune.lock"
-KINDS = {"checkpoints": "weights", ARTIFACTS: "artifacts", RESUME_FOLDER: "state"}
+KINDS = {"checkpoints": "weights", ARTIFACTS: "artifacts", PICTURES: "pictures", RESUME_FOLDER: "state"}
 # A policy that was made again, or is used again, is as new as that.
 NEWEST = (
     "SELECT s.snapshot_id FROM snapshots s LEFT JOIN materializations m USING (snapshot_id) WHERE s.asset = ?"
@@ -182,10 +183,11 @@ def _kept(warehouse: Warehouse, records: Sequence[SnapshotRecord], keep: int, na
 
 
 def _artifacts(home: Path, record: SnapshotRecord) -> Iterator[str]:
-    """What MLflow holds of a snapshot's run and model in the home's own folder. MLflow's own addresses are not
-    followed: in a copied home they lead to the original."""
+    """A snapshot's pictures, and what MLflow holds of its run and model in the home's own folder. MLflow's own
+    addresses are not followed: in a copied home they lead to the original."""
     run, model = str(record.mlflow_run_id), str(record.metrics.get("mlflow_model_id"))
-    paths = [f"{ARTIFACTS}/{run}"] if re.fullmatch(r"[0-9a-f]{32}", run) else []
+    paths = [f"{PICTURES}/{record.snapshot_id}"]
+    paths += [f"{ARTIFACTS}/{run}"] if re.fullmatch(r"[0-9a-f]{32}", run) else []
     paths += [f"{ARTIFACTS}/models/{model}"] if re.fullmatch(r"m-[0-9a-f]{32}", model) else []
     for path in paths:
         if (home / path).is_dir() and (home / path).resolve() == home.resolve() / path:  # no link leads there

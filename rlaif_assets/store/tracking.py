@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -26,6 +26,7 @@ T = TypeVar("T")
 LIMIT_PARAM, LIMIT_TAG, LIMIT_DIGEST, BATCH_PARAMS, BATCH_METRICS = 6000, 5000, 36, 100, 1000
 SNAPSHOT_TAG = "rlaif.snapshot_id"
 PRUNED_TAG = "rlaif.pruned"
+DESCRIPTION_TAG = "mlflow.note.content"
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlflow_artifacts"
 
@@ -239,6 +240,16 @@ class Tracker:
     def log_document(self, run_id: str, name: str, value: Any) -> None:
         """JSON among the run's artifacts, under `NAME.json`."""
         self.client.log_dict(run_id, value, f"{_model_name(name)}.json")
+
+    @_told
+    def log_table(self, run_id: str, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Rows among the run's artifacts, under `samples/NAME.json`, in the form that MLflow's UI shows as a table."""
+        self.client.log_table(run_id, dict(columns), f"samples/{_model_name(name)}.json")
+
+    @_told
+    def describe(self, run_id: str, text: str) -> None:
+        """Markdown that MLflow's UI shows on top of the run's page."""
+        self.client.set_tag(run_id, DESCRIPTION_TAG, text[:LIMIT_TAG])
 
     @_told
     def log_page(self, run_id: str, name: str, page: str) -> None:

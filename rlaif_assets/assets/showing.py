@@ -1,0 +1,88 @@
+"""What Dagster's pages show of an asset: columns and where they come from, previews, numbers over time, source links.
+
+Which numbers and pictures there are belongs to the assets. https://docs.dagster.io/guides/build/assets/metadata-and-tags
+"""
+
+import base64
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_type_hints
+
+import dagster as dg
+
+PREVIEW_ROWS = 10
+PREVIEW_CHARACTERS = 200
+SAMPLE_ROWS = 50
+SAMPLE_CHARACTERS = 500
+COLUMN_LINEAGE = "dagster/column_lineage"
+
+
+def table_metadata(table: str, record: type[Any], lineage: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Definition metadata of an asset whose main table holds records of this class. `lineage` gives a column the
+    columns that its values are made of, as `asset.column`, with spaces between several."""
+    columns = [
+        dg.TableColumn(name, re.sub(r"\b(\w+\.)+", "", kind.__name__ if type(kind) is type else str(kind)))
+        for name, kind in get_type_hints(record).items()
+    ]
+    metadata = {
+        "dagster/table_name": table,
+        "dagster/storage_kind": "duckdb",
+        "dagster/column_schema": dg.TableSchema(columns),
+    }
+    if lineage:
+        found = {name: [_column(one) for one in made_of.split()] for name, made_of in lineage.items()}
+        metadata[COLUMN_LINEAGE] = dg.TableColumnLineage(found)
+    return metadata
+
+
+def _column(name: str) -> dg.TableColumnDep:
+    asset, _, column = name.partition(".")
+    return dg.TableColumnDep(dg.AssetKey(asset), column)
+
+
+def with_source_links(assets: Iterable[Any]) -> list[Any]:
+    """The assets with the file and line that each is written at, for the UI to open in an editor."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # one for each asset; the pinned version has it
+        return list(dg.with_source_code_references(list(assets)))
+
+
+def numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers among metrics, nested ones with their path (`heldout/ai/accuracy`)."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value
+
+
+def picture(name: str, png: bytes) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def preview(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """Rows as Dagster shows them: a table of plain, shortened texts (the UI does not read markup in it)."""
+    records = [dg.TableRecord({name: shortened(value) for name, value in row.items()}) for row in rows]
+    columns = [dg.TableColumn(name, "string") for name in (rows[0] if rows else ())]
+    return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+def as_row(row: Any) -> dict[str, Any]:
+    """A record as a row; `dataclasses.asdict` would copy every value, at 50,000 labels for seconds."""
+    return dict(row if isinstance(row, Mapping) else vars(row))
+
+
+def sample(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """Up to 50 rows from all of a table, at equal distances, as columns of numbers and shortened texts."""
+    count = min(SAMPLE_ROWS, len(rows))
+    chosen = [as_row(rows[place * len(rows) // count]) for place in range(count)]
+    return {name: [shortened(row[name], SAMPLE_CHARACTERS) for row in chosen] for name in (chosen[0] if chosen else ())}
+
+
+def shortened(value: Any, characters: int = PREVIEW_CHARACTERS) -> str | int | float | bool | None:
+    """Numbers as they are; all else as text on one line, cut at so many characters."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = " ".join(str(value).split())
+    return text if len(text) <= characters else text[: characters - 1] + "…"
