@@ -4,7 +4,6 @@ What is audited belongs to `feedback.audits`, limits and advice to `feedback.lim
 alone; `reward_model` refuses failed audits in any later run too (`Stage`).
 """
 
-import base64
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +11,19 @@ import dagster as dg
 
 from rlaif_assets.assets.configuration import AUDITS_CHECK, AuditsCheckConfig
 from rlaif_assets.assets.recording import PASSPORT, user_errors
+from rlaif_assets.assets.showing import picture
 from rlaif_assets.feedback.limits import ADVICE, OLDER_RULES, RULES, RULES_SINCE, Rule, measured, setting, under_limits
 from rlaif_assets.resources import Storage
 from rlaif_assets.settings import AuditsSettings
+from rlaif_assets.store.pictures import kept_pictures
 
 if TYPE_CHECKING:
     from rlaif_assets.store.warehouse import SnapshotRecord
 
 AUDITED = "harmlessness_preferences"
 NEVER = "never audited"
-CALIBRATION = {"calibration": "reference", "calibration_verdicts": "verdicts"}  # whose numbers in the passport
+CALIBRATION = {"calibration", "calibration_verdicts"}
+RELIABILITY = "judge_reliability"  # the picture of both
 
 
 def _description(rule: Rule) -> str:
@@ -54,8 +56,11 @@ def audits(
         stored = warehouse.rows("verdicts", snapshot.snapshot_id) if snapshot else []
         older = bool(stored) and snapshot is not None and snapshot.code_version < RULES_SINCE
         verdicts = {} if older else {row["audit"]: row for row in under_limits(stored, config.audits())}
+        pictures = kept_pictures(storage.folder(), snapshot.snapshot_id) if snapshot else {}
     for key in context.op_execution_context.selected_asset_check_keys:
-        yield _result(key.name, verdicts.get(key.name), config.audits(), snapshot, OLDER_RULES if older else NEVER)
+        yield _result(
+            key.name, verdicts.get(key.name), config.audits(), snapshot, OLDER_RULES if older else NEVER, pictures
+        )
 
 
 def _result(
@@ -64,8 +69,9 @@ def _result(
     settings: AuditsSettings,
     snapshot: "SnapshotRecord | None",
     missing: str,
+    pictures: Mapping[str, bytes],
 ) -> dg.AssetCheckResult:
-    """`missing`: what is told where there is no verdict of today's rules."""
+    """`missing`: what is told where there is no verdict of today's rules. `pictures`: those kept of the snapshot."""
     if row is None or snapshot is None:
         severity = dg.AssetCheckSeverity.ERROR if settings.enforce else dg.AssetCheckSeverity.WARN
         return dg.AssetCheckResult(
@@ -84,8 +90,8 @@ def _result(
         "snapshot_id": snapshot.snapshot_id,
         "passport_id": snapshot.metrics.get(PASSPORT, {}).get("passport_id"),
     }
-    if name in CALIBRATION and row["value"] is not None:
-        metadata["reliability"] = _reliability(snapshot, CALIBRATION[name])
+    if name in CALIBRATION and row["value"] is not None and RELIABILITY in pictures:
+        metadata["reliability"] = picture("reliability", pictures[RELIABILITY])
     return dg.AssetCheckResult(
         passed=row["passed"],
         asset_key=AUDITED,
@@ -94,14 +100,6 @@ def _result(
         description=told,
         metadata={key: value for key, value in metadata.items() if value is not None},
     )
-
-
-def _reliability(snapshot: "SnapshotRecord", people: str) -> dg.MetadataValue:
-    from rlaif_assets.evaluation.pictures import reliability_picture
-
-    bins = snapshot.metrics[PASSPORT][people]["reliability"]
-    image = base64.b64encode(reliability_picture({people: bins})).decode()
-    return dg.MetadataValue.md(f"![reliability](data:image/png;base64,{image})")
 
 
 @dg.asset_check(asset="reward_model")
