@@ -283,8 +283,29 @@ def test_mlflow_knows_the_run_its_inputs_and_the_registered_policy(home: Home) -
     assert run.data.tags["rlaif.snapshot.reward_model"] == home.ids()["reward_model"]
     assert run.inputs is not None
     assert {one.dataset.digest for one in run.inputs.dataset_inputs} >= {home.ids()["red_team_prompts"]}
+    assert {tag.value for one in run.inputs.dataset_inputs for tag in one.tags} == {"train"}
+    models = {name: home.warehouse.get(one).metrics.get("mlflow_model_id") for name, one in home.ids().items()}
+    assert {one.model_id for one in run.inputs.model_inputs} == {models[name] for name in snapshot.inputs} - {None}
+    assert models["feedback_model"] is not None  # a folder elsewhere is a model too
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "kl")]
+    assert steps == list(range(len(steps))) and steps
+    table = json.loads(Path(client.download_artifacts(run.info.run_id, "samples/rollouts.json")).read_text())
+    assert "text" in table["columns"] and len(table["data"]) == snapshot.row_counts["rollouts"]
+    logged = json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    assert {"path": "samples/rollouts.json", "type": "table"} in logged
+    description = run.data.tags["mlflow.note.content"]
+    assert description.startswith("**ppo_policy**: The SL-CAI model trained by PPO")
+    assert f"`rlaif trace {snapshot.snapshot_id}`" in description
+    assert (
+        f"[asset ppo_policy](http://127.0.0.1:3000/assets/ppo_policy), [run {snapshot.dagster_run_id}](" in description
+    )
     version = client.get_model_version_by_alias("rlaif-policy", "candidate")
     assert version.tags["rlaif.snapshot_id"] == snapshot.snapshot_id
+    shown = metadata(home.run(["ppo_policy"], "tracking.ui_url=http://localhost:9/"))["ppo_policy"]
+    assert shown["reused"]
+    assert shown["mlflow"] == f"http://localhost:9/#/experiments/1/runs/{snapshot.mlflow_run_id}"
+    assert shown["mlflow_model"] == f"http://localhost:9/#/experiments/1/models/{models['ppo_policy']}"
+    assert shown["mlflow_version"] == f"http://localhost:9/#/models/rlaif-policy/versions/{version.version}"
 
 
 def test_a_policy_whose_run_was_killed_before_it_was_registered_is_registered_by_the_next(

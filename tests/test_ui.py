@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -141,6 +142,8 @@ def test_both_interfaces_answer_until_they_are_stopped(tmp_path: Path):
             if "Ctrl-C" in line:
                 break
         assert f"Dagster  http://127.0.0.1:{port}" in "".join(lines)
+        for child in psutil.Process(process.pid).children():
+            assert child.environ()["RLAIF_DAGSTER_URL"] == f"http://127.0.0.1:{port}"  # links lead here
         for found in (port, mlflow_port):
             with urllib.request.urlopen(f"http://127.0.0.1:{found}", timeout=30) as answer:
                 assert answer.status == 200
