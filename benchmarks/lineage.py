@@ -134,7 +134,7 @@ def build_home(folder: Path, policies: int, judgements: int) -> dict[str, str]:
         connection.execute("INSERT INTO prompts SELECT ?, i, 'prompt ' || i, '[]', 'train', 'harmful', 'x', NULL, NULL"
                            f" FROM range({per_policy}) r(i)", [shared["red_team_prompts"]])  # fmt: skip
         connection.execute(
-            "INSERT INTO registrations SELECT n, ?, n + 1, id, '2026-01-01' FROM"
+            "INSERT INTO registrations SELECT n, ?, n + 1, id, n + 1, '2026-01-01' FROM"
             " (SELECT unnest(?) AS n, unnest(?) AS id)",
             [NAME, list(range(policies)), [own["ppo_policy"] for own in made]],
         )

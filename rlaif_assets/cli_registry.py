@@ -52,10 +52,10 @@ def promote(
         tracking = apply_overrides(load_profile(profile), overrides or []).tracking
         warehouse = Warehouse(existing_home(home))
         if to is not None:
-            registry.promote(warehouse, to, user_name(), why)
+            champion = registry.promote(warehouse, to, user_name(), why)
+            tracker = Tracker(tracking.uri, warehouse.home, tracking.experiment, tracking.ui_url)
             try:
-                tracker = Tracker(tracking.uri, warehouse.home, tracking.experiment, tracking.ui_url)
-                tracker.set_alias(registry.POLICY, registry.CHAMPION, to)
+                tracker.point(registry.POLICY, registry.CHAMPION, champion.mlflow_version)
             except TrackingError as error:
                 show_aside(f"recorded in the home; MLflow was not told: {error}")
         known, moves = registry.versions(warehouse, registry.POLICY), registry.moves(warehouse, registry.POLICY)
@@ -90,9 +90,10 @@ def prune(
         from rlaif_assets.relabel_lock import relabelling
         from rlaif_assets.settings import apply_overrides, load_profile
         from rlaif_assets.store import pruning
+        from rlaif_assets.store.errors import StoreError
         from rlaif_assets.store.tracking import Tracker
         from rlaif_assets.store.warehouse import Warehouse
-        from rlaif_assets.verification import missing_databases
+        from rlaif_assets.verification import DAGSTER_DATABASES, missing_databases
 
         tracking = apply_overrides(load_profile(profile), overrides or []).tracking
         folder = existing_home(home)
@@ -100,6 +101,9 @@ def prune(
         prepare_home(folder, profile)
         warehouse, tracker = Warehouse(folder), Tracker(tracking.uri, folder, tracking.experiment, tracking.ui_url)
         named, who = pruning.named_in_mlflow(warehouse, tracker), user_name()
+        if 0 < len(missing) < len(DAGSTER_DATABASES):
+            told = " and ".join(missing)
+            raise StoreError(f"{told} missing: whether a run is open cannot be told; see `rlaif verify`")
         with nullcontext() if missing else dagster_instance() as instance:
 
             def busy() -> list[str]:

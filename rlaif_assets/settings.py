@@ -357,6 +357,7 @@ class ChampionPolicySettings(Settings):
     """Ends of 95% intervals count, so a margin must leave room for what few prompts cannot tell."""
 
     split: Literal["dev", "test"] = Field(default="dev", description="held-out prompts to decide on")
+    min_intents: int = Field(default=20, ge=1, description="intents that a rule is measured on, at least")
     helpful_margin: float = Field(default=0.1, ge=0, description="helpful rate that may be lost")
     lookalike_margin: float = Field(default=0.1, ge=0, description="refusals of look-alikes that may be added")
     max_kl: float = Field(default=50.0, gt=0, description="nats per answer to SL-CAI")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from rlaif_assets.assets.recording import Stage
 from rlaif_assets.cli import app
 from rlaif_assets.store import registry
 from rlaif_assets.store.tracking import Tracker
@@ -42,20 +43,26 @@ class Policies(Home):
             own = [{k: v for k, v in row.items() if k not in ("snapshot_id", "position")} for row in rows]
             policy = self.publish(replace(policy, key=key, settings=settings), {"rollouts": own})
             model = str(policy.metrics["mlflow_model_id"])
-            version = int(tracker(self.folder).register(model, NAME, policy.snapshot_id))
-            registry.add_version(self.warehouse, NAME, version, policy.snapshot_id)
+            number = int(tracker(self.folder).register(model, NAME, policy.snapshot_id))
+            version = registry.add_version(self.warehouse, NAME, policy.snapshot_id, number)
             registry.set_alias(self.warehouse, NAME, "candidate", version, "test", "test")
         old = self.current("policy_evaluation")
         inputs = {**old.inputs, "ppo_policy": policy.snapshot_id}
         key = snapshot_key("policy_evaluation", inputs, {"written": harmless}, old.code_version)
-        rates = [
-            {k: v for k, v in row.items() if k not in ("snapshot_id", "position")}
-            for row in self.warehouse.rows("evaluation_rates", old.snapshot_id)
-        ]
+        rates = self.tables(old)["evaluation_rates"]
         made = replace(old, key=key, inputs=inputs)
         answers = [*written("ppo", harmless), *written("sl_cai", 20)]
         self.publish(made, {"evaluation_rates": rates, "evaluation_answers": answers})
         return policy
+
+    def tables(self, evaluation: SnapshotRecord) -> dict[str, list[dict[str, Any]]]:
+        return {
+            table: [
+                {k: v for k, v in row.items() if k not in ("snapshot_id", "position")}
+                for row in self.warehouse.rows(table, evaluation.snapshot_id)
+            ]
+            for table in ("evaluation_rates", "evaluation_answers")
+        }
 
     def decide(self, *overrides: str, force: bool = False) -> dict[str, Any]:
         tags = {"rlaif/force": "champion_policy"} if force else None
@@ -104,7 +111,7 @@ def test_promotion_from_the_first_candidate_on(policies: Policies) -> None:
     policies.add(36)
     told = policies.decide()
     assert told["promoted"] is True and told["reused"] is False and policies.champion == 1
-    assert told["decision"].startswith("promoted, compared with SL-CAI")
+    assert told["decision"].startswith("promoted on ") and "compared with SL-CAI" in told["decision"]
     again = policies.decide()
     assert again["promoted"] is True and again["reused"] is True
     assert len(registry.moves(policies.warehouse, NAME)) == 2  # candidate and champion, once each
@@ -113,8 +120,7 @@ def test_promotion_from_the_first_candidate_on(policies: Policies) -> None:
     told = policies.decide()
     assert told["promoted"] is False and policies.champion == 1
     assert "compared with rlaif-policy/1" in told["decision"] and "- better: than rlaif-policy/1" in told["decision"]
-    worse = policies.current("champion_policy").metrics
-    assert worse["champion"] == "rlaif-policy/1"
+    assert policies.current("champion_policy").metrics["champion"] == "rlaif-policy/1"
 
     policies.add(8, seed=2)
     policies.decide()
@@ -150,19 +156,77 @@ def test_a_damaged_ancestor_or_other_evaluation_settings_refuse(policies: Polici
     weights.write_bytes(content)
     assert policies.decide(force=True)["promoted"] is True
 
+    # The champion's own evaluation counts among what must be as it was published.
     policies.add(40, seed=1)
-    own = policies.current("policy_evaluation")
-    changed = replace(own, key="0" * 64, settings={**own.settings, "temperature": 0.5})
-    tables = {
-        table: [
-            {k: v for k, v in row.items() if k not in ("snapshot_id", "position")}
-            for row in policies.warehouse.rows(table, own.snapshot_id)
-        ]
-        for table in ("evaluation_rates", "evaluation_answers")
-    }
-    policies.publish(changed, tables)
+    with policies.warehouse.connection(read_only=False) as connection:
+        connection.execute(
+            "UPDATE evaluation_answers SET verdict = 'harmful' WHERE verdict = 'engaged' AND kind = 'harmful'"
+        )
     told = policies.decide()
-    assert told["promoted"] is False and "no prompt that both answered" in told["decision"]
+    assert told["promoted"] is False and "lineage: not as it was published: policy_evaluation" in told["decision"]
+
+
+def test_the_champion_is_compared_as_the_candidate_was_evaluated(policies: Policies) -> None:
+    policies.add(36)
+    assert policies.decide()["promoted"] is True
+    own = policies.current("policy_evaluation")
+    colder = {**own.settings, "temperature": 0.5}
+    policies.publish(replace(own, key="0" * 64, settings=colder), policies.tables(own))  # its newest one
+    policies.add(40, seed=1)
+    candidate = policies.current("policy_evaluation")
+    assert candidate.settings["temperature"] == 0.5 and policies.decide()["promoted"] is True
+    policies.add(40, seed=2)
+    other = policies.current("policy_evaluation")
+    hotter = {**other.settings, "temperature": 0.9}
+    policies.publish(replace(other, key="1" * 64, settings=hotter), policies.tables(other))
+    told = policies.decide()
+    assert told["promoted"] is False
+    assert "rlaif-policy/2 (never evaluated with samples=1, temperature=0.9, max_new_tokens=6" in told["decision"]
+
+
+def test_a_version_never_becomes_another_policy(policies: Policies, tmp_path: Path) -> None:
+    """Another database of MLflow counts from 1 again."""
+    other = f"tracking.uri=sqlite:///{tmp_path / 'other.db'}"
+    first = policies.add(36)
+    assert policies.decide()["promoted"] is True
+    result = policies.run(["ppo_policy"], "ppo_policy.seed=5", other)
+    assert result.success, failure(result)
+    second = policies.current("ppo_policy")
+    known = {one.version: one for one in registry.versions(policies.warehouse, NAME)}
+    assert {number: one.snapshot_id for number, one in known.items()} == {1: first.snapshot_id, 2: second.snapshot_id}
+    assert known[1].aliases == ("champion",) and known[2].aliases == ("candidate",)
+    assert known[2].mlflow_version == 1
+    policies.add(40)  # better than 36 of 40
+    told = policies.decide(other)
+    assert told["promoted"] is True and "compared with rlaif-policy/1" in told["decision"]
+    there = Tracker(f"sqlite:///{tmp_path / 'other.db'}", policies.folder, "rlaif", "http://127.0.0.1:5000")
+    aliases = there.client.get_registered_model(NAME).aliases
+    assert {alias: str(number) for alias, number in aliases.items()} == {"candidate": "1", "champion": "1"}
+
+
+def test_a_policy_that_was_made_without_mlflow_is_registered_in_the_home_and_later_there(policies: Policies) -> None:
+    away = policies.run(["ppo_policy"], "ppo_policy.seed=5", "tracking.uri=http://127.0.0.1:9")
+    assert away.success, failure(away)
+    version = registry.named(policies.warehouse, NAME, "candidate")
+    assert version is not None and (version.version, version.mlflow_version) == (2, None)
+    policies.add(36)
+    assert policies.decide("tracking.uri=http://127.0.0.1:9")["promoted"] is True
+    back = policies.run(["ppo_policy"], "ppo_policy.seed=5")
+    assert back.success and metadata(back)["ppo_policy"]["reused"]
+    version = registry.named(policies.warehouse, NAME, registry.CHAMPION)
+    assert version is not None and (version.version, version.mlflow_version) == (2, 2)
+    assert str(tracker(policies.folder).client.get_registered_model(NAME).aliases["candidate"]) == "2"
+
+
+def test_a_kill_between_alias_and_record(policies: Policies, monkeypatch: pytest.MonkeyPatch) -> None:
+    policies.add(36)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "_publish", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        assert not policies.run(["champion_policy"]).success
+    assert policies.champion == 1
+    told = policies.decide()
+    assert told["promoted"] is True and "compared with SL-CAI" in told["decision"]
+    assert len(registry.moves(policies.warehouse, NAME)) == 2
 
 
 def test_what_cannot_be_promoted_by_hand(policies: Policies) -> None:
@@ -187,3 +251,7 @@ def test_a_promotion_without_mlflow_is_kept_in_the_home(policies: Policies) -> N
     assert done.exit_code == 0 and "recorded in the home; MLflow was not told" in done.stderr
     named = registry.named(policies.warehouse, NAME, registry.CHAMPION)
     assert named is not None and named.version == 1
+    (policies.folder / "mlflow.db").unlink()
+    lost = CliRunner().invoke(app, ["promote", "--to", "1", "--home", str(policies.folder)])
+    assert lost.exit_code == 0 and "mlflow.db is missing" in lost.stderr
+    assert not (policies.folder / "mlflow.db").exists()

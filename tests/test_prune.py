@@ -189,7 +189,7 @@ def test_no_kept_policy_loses_an_ancestor_and_nothing_else_stays(tmp_path: Path,
 
 def test_an_alias_of_the_registry_keeps_its_policy(warehouse: Warehouse, made: list[Made]) -> None:
     for version, one in enumerate(made, 1):
-        registry.add_version(warehouse, "m", version, one.policy.snapshot_id)
+        registry.add_version(warehouse, "m", one.policy.snapshot_id, version)
     registry.set_alias(warehouse, "m", "champion", 2, "me", "why")
     registry.set_alias(warehouse, "m", "champion", 1, "me", "why")
     assert command(warehouse, "prune", "--keep", "1").exit_code == 0
@@ -412,7 +412,7 @@ def copy(home: Home, tmp_path: Path) -> Warehouse:
     inputs = [warehouse.get(one) for one in first.inputs.values()]
     second = publish(warehouse, "ppo_policy", "second", *inputs)
     materialize(warehouse, second, publish(warehouse, "policy_evaluation", "second", second, contents=None))
-    registry.add_version(warehouse, "rlaif-policy", 99, second.snapshot_id)
+    registry.add_version(warehouse, "rlaif-policy", second.snapshot_id, 99)
     registry.set_alias(warehouse, "rlaif-policy", "candidate", 99, "me", "why")
     return warehouse
 

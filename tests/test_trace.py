@@ -307,9 +307,7 @@ def test_text_of_rows_is_not_read_as_markup(home: Home) -> None:
 
 def test_the_registrys_record_keeps_every_move(tmp_path: Path) -> None:
     warehouse = Warehouse(tmp_path)
-    registry.add_version(warehouse, "m", 1, "a")
-    registry.add_version(warehouse, "m", 2, "b")
-    registry.add_version(warehouse, "m", 2, "b")
+    assert [registry.add_version(warehouse, "m", *one) for one in (("a", 1), ("b", 2), ("b", 2))] == [1, 2, 2]
     for version in (1, 2, 2, 1):
         registry.set_alias(warehouse, "m", "champion", version, "me", "why")
     assert [(one.version, one.snapshot_id, one.aliases) for one in registry.versions(warehouse, "m")] == [
@@ -317,7 +315,15 @@ def test_the_registrys_record_keeps_every_move(tmp_path: Path) -> None:
         (2, "b", ()),
     ]
     assert registry.versions(warehouse, "other") == []
-    registry.add_version(warehouse, "m", 2, "c")  # MLflow's database was made anew
-    assert [(one.version, one.snapshot_id) for one in registry.versions(warehouse, "m")] == [(1, "a"), (2, "c")]
+    # MLflow's database was made anew, then it was away, then it was back.
+    assert [registry.add_version(warehouse, "m", *one) for one in (("c", 1), ("d",), ("d", 2), ("a", 3))] == [
+        3,
+        4,
+        4,
+        1,
+    ]
+    assert [(one.version, one.snapshot_id, one.mlflow_version) for one in registry.versions(warehouse, "m")] == [
+        *((1, "a", 3), (2, "b", 2), (3, "c", 1), (4, "d", 2))
+    ]
     with warehouse.connection(read_only=True) as connection:
         assert connection.execute("SELECT version FROM aliases ORDER BY position").fetchall() == [(1,), (2,), (1,)]

@@ -11,9 +11,8 @@ from rlaif_assets.assets.recording import Product, Stage, as_records
 from rlaif_assets.assets.showing import table_metadata
 from rlaif_assets.assets.step5_ppo import REGISTERED_NAME
 from rlaif_assets.devices import POOL
-from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Label, PromotionRule
+from rlaif_assets.records import EvaluationAnswer, EvaluationRate, Label, PromotionRule, Rejection
 from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
-from rlaif_assets.settings import PolicyEvaluationSettings
 
 if TYPE_CHECKING:
     from rlaif_assets.store.registry import Version
@@ -57,17 +56,18 @@ def champion_policy(
 
         stage.require_made_from("policy_evaluation", "ppo_policy")
         before = champion_before(stage)
-        rules = measured_rules(stage, config, before)
+        rules, unread = measured_rules(stage, config, before)
         refused = reasons(rules)
         if refused:
             context.log.warning(f"not promoted, compared with {named(before)}: {'; '.join(refused)}")
         else:
             promote(stage, rules)
         now = registry.named(stage.warehouse, REGISTERED_NAME, CHAMPION)
-        told = {"compared_with": named(before), "champion": now and named(now), "reasons": refused}
-        return Product({"promotion_rules": rules}, metrics={"promoted": not refused, **told})
+        told = {"compared_with": named(before), "opponent": before and before.snapshot_id, "reasons": refused}
+        metrics = {"promoted": not refused, "champion": now and named(now), **told}
+        return Product({"promotion_rules": rules}, unread, metrics=metrics)
 
-    return stage.record(work, shown=decision)
+    return stage.record(work, shown=lambda record: decision(stage, record))
 
 
 def champion_before(stage: Stage) -> "Version | None":
@@ -81,36 +81,54 @@ def champion_before(stage: Stage) -> "Version | None":
     return next((known[one] for one in reversed(past) if known[one].snapshot_id != candidate), None)
 
 
-def measured_rules(stage: Stage, config: ChampionPolicyConfig, before: "Version | None") -> list[PromotionRule]:
+def measured_rules(
+    stage: Stage, config: ChampionPolicyConfig, before: "Version | None"
+) -> tuple[list[PromotionRule], list[Rejection]]:
+    """The rules, and the duels that the judge could not read."""
     from rlaif_assets.evaluation.promotion import promotion_rules
-    from rlaif_assets.store.lineage import ancestry, verify
 
-    answers = answers_of(stage, stage.inputs["policy_evaluation"], config.split)
+    evaluations = [stage.inputs["policy_evaluation"]]
+    answers, name, unread = answers_of(stage, evaluations[0], config.split), named(before), []
     candidate = [row for row in answers if row.policy == "ppo"]
     if before is None:
         opponent = [row for row in answers if row.policy == "sl_cai"]
         rates = stage.rows(EvaluationRate, "policy_evaluation", "evaluation_rates")
         duels = [rate for rate in rates if (rate.split, rate.subject) == (config.split, "ppo_vs_sl_cai")]
+    elif (other := comparable(stage, before)) is None:
+        opponent, duels = [], []
+        name += f" (never evaluated with {answered_as(stage)}: evaluate it so, and force champion_policy)"
     else:
-        opponent = champions_answers(stage, before, config.split)
-        duels = duels_with(stage, config, candidate, opponent)
-    damage = [
-        problem
-        for record in ancestry(stage.warehouse, stage.inputs["ppo_policy"].snapshot_id)
-        for problem in verify(stage.warehouse, record.snapshot_id)
-    ]
-    return [*promotion_rules(candidate, opponent, duels, damage, named(before), config), registered(stage)]
+        evaluations.append(other)
+        opponent = [row for row in answers_of(stage, other, config.split) if row.policy == "ppo"]
+        duels, unread = duels_with(stage, config, candidate, opponent)
+    return promotion_rules(candidate, opponent, duels, damage_in(stage, evaluations), name, config), unread
 
 
-def champions_answers(stage: Stage, before: "Version", split: str) -> list[EvaluationAnswer]:
-    """The champion's answers in its own newest evaluation, none where it answered under other settings."""
-    from rlaif_assets.evaluation.report import evaluation_of
+def comparable(stage: Stage, before: "Version") -> "SnapshotRecord | None":
+    """The champion's newest evaluation with answers drawn as the candidate's were."""
+    own = stage.inputs["policy_evaluation"].settings
+    return next(
+        (
+            one
+            for one in reversed(stage.warehouse.list("policy_evaluation"))
+            if one.inputs["ppo_policy"] == before.snapshot_id
+            and all(one.settings[name] == own[name] for name in ANSWERED_AS)
+        ),
+        None,
+    )
 
-    evaluation = evaluation_of(stage.warehouse, stage.warehouse.get(before.snapshot_id))
-    own = PolicyEvaluationSettings(**stage.inputs["policy_evaluation"].settings)
-    if evaluation is None or any(evaluation.settings[name] != getattr(own, name) for name in ANSWERED_AS):
-        return []
-    return [row for row in answers_of(stage, evaluation, split) if row.policy == "ppo"]
+
+def answered_as(stage: Stage) -> str:
+    own = stage.inputs["policy_evaluation"].settings
+    return ", ".join(f"{name}={own[name]}" for name in ANSWERED_AS)
+
+
+def damage_in(stage: Stage, evaluations: list["SnapshotRecord"]) -> list[str]:
+    """What is not as it was published in all that was made for these evaluations, the policies among it."""
+    from rlaif_assets.store.lineage import ancestry, verify
+
+    wanted = {one.snapshot_id for of in evaluations for one in ancestry(stage.warehouse, of.snapshot_id)}
+    return [problem for snapshot_id in sorted(wanted) for problem in verify(stage.warehouse, snapshot_id)]
 
 
 def answers_of(stage: Stage, evaluation: "SnapshotRecord", split: str) -> list[EvaluationAnswer]:
@@ -120,59 +138,53 @@ def answers_of(stage: Stage, evaluation: "SnapshotRecord", split: str) -> list[E
 
 def duels_with(
     stage: Stage, config: ChampionPolicyConfig, candidate: list[EvaluationAnswer], opponent: list[EvaluationAnswer]
-) -> list[EvaluationRate]:
-    """The candidate's win rate over the champion, and ties: by the gold annotator, else by the feedback model anew."""
+) -> tuple[list[EvaluationRate], list[Rejection]]:
+    """The candidate's win rate over the champion, and ties: by the gold annotator, else by the feedback model anew; and
+    the duels that it could not read."""
     from rlaif_assets.evaluation.duels import judge_duels
     from rlaif_assets.evaluation.rates import win_rates
     from rlaif_assets.training.examples import prompts_by_id
 
+    stage.require_made_from("policy_evaluation", "red_team_prompts", "harmlessness_preferences")
     answers = [*candidate, *(dataclasses.replace(row, policy="sl_cai") for row in opponent)]
     prompts = [p for p in stage.prompts("red_team_prompts", splits=(config.split,)) if p.kind == "unknown"]
-    judged, self_judged = None, False
-    if prompts and opponent:
+    judged, unread, self_judged = None, [], False
+    if prompts:
         judge, settings = judge_of(stage), judging_settings_of(stage)
         constitution = judging_constitution_of(stage)
-        judged, _ = judge_duels(judge, constitution, prompts_by_id(prompts), answers, settings, stage.progress)
+        judged, unread = judge_duels(judge, constitution, prompts_by_id(prompts), answers, settings, stage.progress)
         labels = stage.rows(Label, "harmlessness_preferences", "labels")
         self_judged = any(label.annotator == judge.fingerprint for label in labels)
-    return win_rates(answers, config.split, config.bootstrap, config.seed, judged, self_judged)
-
-
-def registered(stage: Stage) -> PromotionRule:
-    there = candidate_version(stage) is not None
-    note = (
-        "it is a version of the registry" if there else "no version of the registry: MLflow was away when it was made"
-    )
-    return PromotionRule("registered", there, True, None, None, None, None, note)
-
-
-def candidate_version(stage: Stage) -> "Version | None":
-    from rlaif_assets.store import registry
-
-    wanted = stage.inputs["ppo_policy"].snapshot_id
-    found = [one for one in registry.versions(stage.warehouse, REGISTERED_NAME) if one.snapshot_id == wanted]
-    return found[-1] if found else None
+    return win_rates(answers, config.split, config.bootstrap, config.seed, judged, self_judged), unread
 
 
 def promote(stage: Stage, rules: list[PromotionRule]) -> None:
     """In the home's record first, which decides; MLflow is told, if it is there."""
     from rlaif_assets.store import registry
 
-    version = candidate_version(stage)
-    assert version is not None
-    why = next(rule.note for rule in rules if rule.rule == "better")
-    run = f"run {stage.context.run.run_id}"
-    registry.set_alias(stage.warehouse, REGISTERED_NAME, CHAMPION, version.version, stage.asset, f"{run}: better {why}")
-    stage.tell(lambda tracker, _: tracker.set_alias(REGISTERED_NAME, CHAMPION, version.version))
+    version = next(
+        one
+        for one in registry.versions(stage.warehouse, REGISTERED_NAME)
+        if one.snapshot_id == stage.inputs["ppo_policy"].snapshot_id
+    )
+    why = f"run {stage.context.run.run_id}: better {next(rule.note for rule in rules if rule.rule == 'better')}"
+    registry.set_alias(stage.warehouse, REGISTERED_NAME, CHAMPION, version.version, stage.asset, why)
+    stage.tell(lambda tracker, _: tracker.point(REGISTERED_NAME, CHAMPION, version.mlflow_version))
 
 
 def named(version: "Version | None") -> str:
     return f"{version.name}/{version.version}" if version else "SL-CAI"
 
 
-def decision(record: "SnapshotRecord") -> dict[str, Any]:
-    """What the asset's page says of the decision."""
-    told = record.metrics
-    lines = [f"- {reason}" for reason in told["reasons"]] or ["- every rule passed"]
-    head = f"{'promoted' if told['promoted'] else 'not promoted'}, compared with {told['compared_with']}"
-    return {"promoted": told["promoted"], "decision": "\n".join([head, "", *lines])}
+def decision(stage: Stage, record: "SnapshotRecord") -> dict[str, Any]:
+    """What the asset's page says of the decision, and who is champion now: a person may have moved the alias since."""
+    from rlaif_assets.store import registry
+
+    told, now = record.metrics, registry.named(stage.warehouse, REGISTERED_NAME, CHAMPION)
+    head = "promoted" if told["promoted"] else "not promoted"
+    lines = [f"- {reason}" for reason in told["reasons"]] or ["- every rule was kept"]
+    lines = [
+        f"{head} on {record.created_at[:10]}, compared with {told['compared_with']}", "", *lines, "",
+        f"Champion now: {named(now) if now else 'none'}",
+    ]  # fmt: skip
+    return {"promoted": told["promoted"], "decision": "\n".join(lines)}

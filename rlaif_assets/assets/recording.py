@@ -409,30 +409,40 @@ class Stage:
                     tracker.log_dataset_input(run_id, table, upstream.snapshot_id, count, self.role)
                 if "mlflow_model_id" in upstream.metrics:
                     tracker.log_model_input(run_id, upstream.metrics["mlflow_model_id"])
-            if registered is not None and model_id is not None:
-                self._register(tracker, model_id, registered, record)
 
         self.tell(tell)
+        if registered is not None:
+            self._register(record, registered, model_id)
 
-    def _register(self, tracker: "Tracker", model_id: str, name: str, record: "SnapshotRecord") -> None:
-        """A version of the registry's model, called the candidate; in MLflow and in the home's own record."""
+    def _register(self, record: "SnapshotRecord", name: str, model_id: str | None) -> None:
+        """Makes the snapshot a version of the registry's model, called the candidate: in MLflow where it can be told,
+        and in the home's own record."""
         from rlaif_assets.store import registry
 
-        version = int(tracker.register(model_id, name, record.snapshot_id, alias=CANDIDATE))
-        registry.add_version(self.warehouse, name, version, record.snapshot_id)
+        number = None
+        if model_id is not None:
+            number = self.tell(lambda tracker, _: tracker.register(model_id, name, record.snapshot_id, CANDIDATE))
+        version = registry.add_version(self.warehouse, name, record.snapshot_id, int(number) if number else None)
         registry.set_alias(self.warehouse, name, CANDIDATE, version, self.asset, f"run {self.context.run.run_id}")
 
     def _finish_tracking(self, record: "SnapshotRecord", registered: str | None) -> None:
-        """Registers a reused policy that is not the current one: its run was killed before that, or it comes back."""
-        model_id = record.metrics.get("mlflow_model_id")
-        current = self.warehouse.current(self.asset)
-        if registered is None or model_id is None or (current and current.snapshot_id == record.snapshot_id):
+        """Registers a reused policy that is not the current one, for it comes back, and one that MLflow does not have,
+        since it was away or the run was killed before."""
+        if registered is None:
             return
-        try:
-            self._register(self.tracker, model_id, registered, record)
-            self.tracker.end_run(str(record.mlflow_run_id), "FINISHED")
-        except TrackingError as error:
-            self._give_up(error)
+        from rlaif_assets.store import registry
+
+        current = self.warehouse.current(self.asset)
+        known = registry.versions(self.warehouse, registered)
+        told = any(one.snapshot_id == record.snapshot_id and one.mlflow_version is not None for one in known)
+        if told and current is not None and current.snapshot_id == record.snapshot_id:
+            return
+        model_id, self.run_id = record.metrics.get("mlflow_model_id"), record.mlflow_run_id
+        if model_id is None:
+            self._start_run()
+            model_id = self._mlflow_ids(record.path, True, record.key).get("mlflow_model_id")
+        self._register(record, registered, model_id)
+        self.tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
 
     def _result(
         self,
@@ -492,9 +502,9 @@ class Stage:
             from rlaif_assets.store import registry
 
             found = registry.versions(self.warehouse, registered)
-            versions = [one.version for one in found if one.snapshot_id == record.snapshot_id]
-            if versions:
-                pages["mlflow_version"] = f"{self.tracker.ui_url}/#/models/{registered}/versions/{versions[-1]}"
+            numbers_there = [one.mlflow_version for one in found if one.snapshot_id == record.snapshot_id]
+            if numbers_there and numbers_there[0] is not None:
+                pages["mlflow_version"] = f"{self.tracker.ui_url}/#/models/{registered}/versions/{numbers_there[0]}"
         return pages
 
 

@@ -66,7 +66,7 @@ def policy_page(
     """The whole page. Without an evaluation the parts that need one say so."""
     found = trace_policy(warehouse, policy.snapshot_id)
     snapshots = sorted(found["snapshots"], key=lambda one: one["created_at"])
-    made: Made = {one["asset"]: one for one in snapshots}
+    made = learned_from(found["snapshots"], policy.snapshot_id)
     report = build_report(warehouse, split, evaluation) if evaluation else None
     answers = warehouse.rows("evaluation_answers", evaluation.snapshot_id) if evaluation else []
     answers = [row for row in answers if row["split"] == split]
@@ -102,6 +102,24 @@ def policy_page(
         limits=[LIMITS, *_limits(report, split, made, passport)],
         software=f"rlaif-assets {version('rlaif-assets')}",
     )
+
+
+def learned_from(snapshots: Sequence[Mapping[str, Any]], policy: str) -> Made:
+    """By asset the snapshot that the policy learned from. Where an asset is there in several versions, as where a model
+    on half of the labels was made from others, the way through reward model and SL-CAI counts."""
+    known = {one["snapshot_id"]: one for one in snapshots}
+    made: dict[str, Any] = {}
+
+    def visit(snapshot_id: str) -> None:
+        one = known.pop(snapshot_id, None)
+        if one is None:
+            return
+        made.setdefault(one["asset"], one)
+        for _, upstream in sorted(one["inputs"].items(), key=lambda item: ("_half_" in item[0], item[0])):
+            visit(upstream)
+
+    visit(policy)
+    return made
 
 
 @cache

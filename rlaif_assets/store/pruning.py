@@ -39,7 +39,8 @@ NEWEST = (
     " GROUP BY s.snapshot_id ORDER BY max(greatest(s.created_at, coalesce(m.created_at, s.created_at))) DESC,"
     " max(s.position) DESC LIMIT ?"
 )
-CURRENT = "SELECT arg_max(snapshot_id, position) FROM materializations GROUP BY asset"
+# What is said of a policy needs no weights, and is no reason to keep those of one that was refused.
+CURRENT = "SELECT arg_max(snapshot_id, position) FROM materializations WHERE asset <> 'champion_policy' GROUP BY asset"
 
 
 @dataclass(frozen=True)

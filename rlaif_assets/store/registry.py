@@ -1,6 +1,7 @@
 """What the registry holds, in the home's own record: which snapshot a version is, and which version an alias names.
 
-MLflow has the same (`tracking`); this copy answers without it, also where the home was copied. Rows are only added.
+MLflow is told the same (`tracking`); this record decides, also where MLflow is away, was made anew or the home was
+copied. Rows are only added.
 """
 
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version. `aliases`: those that name it now."""
+    """A registered version. `mlflow_version`: its number in MLflow, None where MLflow was away. `aliases`: those that
+    name it now."""
 
     name: str
     version: int
     snapshot_id: str
+    mlflow_version: int | None
     created_at: str
     aliases: tuple[str, ...] = ()
 
@@ -34,18 +37,26 @@ class Move:
     created_at: str
 
 
-def add_version(warehouse: Warehouse, name: str, version: int, snapshot_id: str) -> None:
-    """Nothing where it is there already. An MLflow database that was made anew counts from 1 again: from then on the
-    version is the snapshot that was registered last."""
-    with warehouse.connection(read_only=False) as connection:
-        current = connection.execute(
-            "SELECT arg_max(snapshot_id, position) FROM registrations WHERE name = ? AND version = ?", [name, version]
-        ).fetchall()[0][0]
-        if current != snapshot_id:
+def add_version(warehouse: Warehouse, name: str, snapshot_id: str, mlflow_version: int | None = None) -> int:
+    """The snapshot's version, given to it once. It is MLflow's number where that is free: an MLflow database that was
+    made anew counts from 1 again, and a number that has named a snapshot never names another."""
+    known = versions(warehouse, name)
+    own = next((one for one in known if one.snapshot_id == snapshot_id), None)
+    taken = {one.version for one in known}
+    if own is not None:
+        version = own.version
+    elif mlflow_version is not None and mlflow_version not in taken:
+        version = mlflow_version
+    else:
+        version = max(taken, default=0) + 1
+    if own is None or mlflow_version not in (None, own.mlflow_version):
+        with warehouse.connection(read_only=False) as connection:
             connection.execute(
-                "INSERT INTO registrations SELECT count(*), ?, ?, ?, ? FROM registrations",
-                [name, version, snapshot_id, now()],
+                "INSERT INTO registrations (position, name, version, snapshot_id, mlflow_version, created_at)"
+                " SELECT count(*), ?, ?, ?, ?, ? FROM registrations",
+                [name, version, snapshot_id, mlflow_version, now()],
             )
+    return version
 
 
 def set_alias(warehouse: Warehouse, name: str, alias: str, version: int, who: str, why: str) -> None:
@@ -68,13 +79,14 @@ def versions(warehouse: Warehouse, name: str | None = None) -> list[Version]:
             "SELECT name, alias, arg_max(version, position) FROM aliases GROUP BY name, alias ORDER BY alias"
         ).fetchall()
         rows = connection.execute(
-            "SELECT name, version, snapshot_id, created_at FROM registrations"
-            " QUALIFY row_number() OVER (PARTITION BY name, version ORDER BY position DESC) = 1 ORDER BY position"
+            "SELECT name, version, arg_min(snapshot_id, position),"
+            " arg_max(mlflow_version, position) FILTER (WHERE mlflow_version IS NOT NULL), min(created_at)"
+            " FROM registrations GROUP BY name, version ORDER BY min(position)"
         ).fetchall()
     found = []
-    for model, version, snapshot_id, created_at in rows:
+    for model, version, snapshot_id, mlflow_version, created_at in rows:
         aliases = tuple(alias for owner, alias, pointed in named if (owner, pointed) == (model, version))
-        found.append(Version(model, version, snapshot_id, created_at, aliases))
+        found.append(Version(model, version, snapshot_id, mlflow_version, created_at, aliases))
     return [one for one in found if name is None or one.name == name]
 
 
@@ -92,11 +104,13 @@ def moves(warehouse: Warehouse, name: str) -> list[Move]:
     return [Move(*row) for row in rows]
 
 
-def promote(warehouse: Warehouse, version: int, who: str, why: str) -> None:
-    """Makes a version of the policy the champion. Raises StoreError where there is none, or its weights are gone."""
+def promote(warehouse: Warehouse, version: int, who: str, why: str) -> Version:
+    """Makes a version of the policy the champion, and returns it. Raises StoreError where it is not there, or its
+    weights are gone."""
     found = {one.version: one for one in versions(warehouse, POLICY)}
     if version not in found:
         there = ", ".join(map(str, found)) or "none"
         raise StoreError(f"{warehouse.home} has no {POLICY}/{version}: there are the versions {there}")
     warehouse.weights(warehouse.get(found[version].snapshot_id))
     set_alias(warehouse, POLICY, CHAMPION, version, who, why)
+    return found[version]

@@ -15,9 +15,10 @@ CREATE TABLE materializations (
     position BIGINT, snapshot_id VARCHAR, asset VARCHAR, dagster_run_id VARCHAR, reused BOOLEAN, created_at VARCHAR
 );
 
--- Versions of registered models and the names that point to them, as MLflow has them; the last row of an alias counts.
+-- Versions of registered models and the names that point to them; the last row of an alias counts. A version is one
+-- snapshot for ever; what MLflow calls it (mlflow_version) changes with MLflow's database, and the last one counts.
 CREATE TABLE registrations (
-    position BIGINT, name VARCHAR, version BIGINT, snapshot_id VARCHAR, created_at VARCHAR
+    position BIGINT, name VARCHAR, version BIGINT, snapshot_id VARCHAR, mlflow_version BIGINT, created_at VARCHAR
 );
 
 CREATE TABLE aliases (

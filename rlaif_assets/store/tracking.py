@@ -220,8 +220,12 @@ class Tracker:
         return version
 
     @_told
-    def set_alias(self, name: str, alias: str, version: int) -> None:
-        """From now on the alias names this version of the registry's model."""
+    def point(self, name: str, alias: str, version: int | None) -> None:
+        """From now on the alias names this version of the registry's model, by MLflow's own number."""
+        if self.lost:
+            raise TrackingError(f"{DATABASE} is missing")
+        if version is None:
+            raise TrackingError(f"{name} has no such version there")
         self.client.set_registered_model_alias(name, alias, str(version))
 
     def _versions(self, name: str, snapshot_id: str) -> list[str]:

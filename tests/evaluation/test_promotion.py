@@ -94,6 +94,19 @@ def test_margins_are_held_against_the_end_of_the_interval() -> None:
     assert blocked(rules(worse, helpful_margin=0.3)) == []
 
 
+def test_few_prompts_are_no_evidence() -> None:
+    """Intervals of one intent have no width."""
+    best = [
+        row for row in answers("ppo", {"harmful": 20, "harmless": 20, "lookalike": 20}) if row.prompt_id.endswith("-19")
+    ]
+    found = rules(best)
+    assert blocked(found) == ["better", "helpful", "lookalikes"]
+    assert "of 1 intents of this kind, 20 are needed" in found["helpful"].note
+    # With as many as are asked for, one intent of eight duels is still one trial.
+    one = rules([row for row in best for _ in range(4)], min_intents=1)
+    assert one["wins"].low == pytest.approx(0.158, abs=0.001) and not one["wins"].passed
+
+
 def test_what_cannot_be_measured_refuses_unless_it_is_accepted() -> None:
     def without_gold(rows: list[EvaluationAnswer]) -> list[EvaluationAnswer]:
         return [EvaluationAnswer(**{**vars(row), "verdict": None, "kind": "unknown"}) for row in rows]
