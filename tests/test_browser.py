@@ -139,7 +139,6 @@ def test_an_asset_page_shows_its_picture_and_leads_to_mlflow_and_the_report(home
     run.get_by_role("tab", name="Artifacts").click()
     run.get_by_text("report.html").click()
     expect(run.frame_locator("iframe").get_by_text("harmless rate").first).to_be_visible()
-    run.screenshot(path="/tmp/run.png")
     run.close()
 
 
