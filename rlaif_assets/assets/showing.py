@@ -4,6 +4,7 @@ Which numbers and pictures there are belongs to the assets. https://docs.dagster
 """
 
 import base64
+import inspect
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,10 +43,19 @@ def _column(name: str) -> dg.TableColumnDep:
 
 
 def with_source_links(assets: Iterable[Any]) -> list[Any]:
-    """The assets with the file and line that each is written at, for the UI to open in an editor."""
+    """The assets with the file and line that each is written at, for the UI to open in an editor.
+
+    What `dg.with_source_code_references` does, without reading the files: that took a tenth of the loading time.
+    """
+    found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # one for each asset; the pinned version has it
-        return list(dg.with_source_code_references(list(assets)))
+        for asset in assets:
+            code = inspect.unwrap(getattr(asset.op.compute_fn, "decorated_fn", asset.op.compute_fn)).__code__
+            place = dg.LocalFileCodeReference(file_path=code.co_filename, line_number=code.co_firstlineno)
+            link = {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[place])}
+            found.append(asset.map_asset_specs(lambda spec, link=link: spec.merge_attributes(metadata=link)))
+    return found
 
 
 def numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

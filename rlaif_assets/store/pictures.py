@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from rlaif_assets.store.checkpoint_files import new_work_folder
-
 PICTURES = "pictures"
 
 
@@ -16,6 +14,8 @@ def keep_pictures(home: Path, snapshot_id: str, pictures: Mapping[str, bytes]) -
     """Writes `pictures/SNAPSHOT_ID/NAME.png`, all or none, in the place of those that a forced run made before."""
     if not pictures:
         return
+    from rlaif_assets.store.checkpoint_files import new_work_folder  # not where pictures are only read
+
     work, target = new_work_folder(home), home / PICTURES / snapshot_id
     made = work / "made"
     made.mkdir()
