@@ -115,6 +115,28 @@ def test_a_principle_is_counted_in_what_it_touched(home: Home) -> None:
         trace_principle(home.warehouse, found["name"] + "x")
 
 
+def revised(name: str, parent: str | None, principle: str | None) -> dict[str, Any]:
+    return {"revision_id": name, "prompt_id": "q", "parent_id": parent, "principle_id": principle, "text": name}
+
+
+def test_a_principle_reaches_what_later_rounds_made_from_its_revisions(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    rounds = [revised("r0", None, None), revised("r1", "r0", "first"), revised("r2", "r1", "second")]
+    revisions = published(warehouse, "revised_responses", {}, {}, revisions=rounds)
+    rows = [{"row_id": "r2", "role": "train", "source": "revision"}]
+    sl_cai = published(warehouse, "sl_cai_checkpoint", {}, {"revised_responses": revisions}, training_rows=rows)
+    policy = published(warehouse, "ppo_policy", {}, {"sl_cai_checkpoint": sl_cai})
+    principles = [
+        {"principle_id": one, "name": one, "critique_request": "c", "revision_request": "r"}
+        for one in ("first", "second")
+    ]
+    published(warehouse, "critique_constitution", {}, {}, critique_principles=principles)
+    for name, later in (("first", 1), ("second", 0)):
+        found = trace_principle(warehouse, name)
+        assert (found["revisions"], found["later_revisions"], found["policies"]) == (1, later, [policy])
+        assert [(one["asset"], one["rows"]) for one in found["learned"]] == [("sl_cai_checkpoint", 1)]
+
+
 class Changed(NamedTuple):
     """A second policy, made after one judging principle was reworded: its id, and the principle's rows."""
 

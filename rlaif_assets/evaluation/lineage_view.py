@@ -113,7 +113,8 @@ def principle_view(found: Mapping[str, Any]) -> RenderableType:
     lines = [
         f"[bold]{escape(found['name'])}[/] {found['principle_id']} ({found['kind']})",
         f"  {escape(found['text'])}",
-        f"  {found['judgements']:,} judgements, {found['labels']:,} labels, {found['revisions']:,} revisions",
+        f"  {found['judgements']:,} judgements, {found['labels']:,} labels, {found['revisions']:,} revisions"
+        + (f" and {found['later_revisions']:,} made from these" if found["later_revisions"] else ""),
         "",
         *map(escape, reached(found, "its rows")),
     ]

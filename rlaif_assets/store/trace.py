@@ -133,10 +133,12 @@ def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
 
 
 def trace_principle(warehouse: Warehouse, name: str) -> dict[str, Any]:
-    """{principle_id, name, text, kind, judgements, labels, revisions, learned, policies} of a principle, by id or name.
+    """{principle_id, name, text, kind, judgements, labels, revisions, later_revisions, learned, policies} of a
+    principle, by id or name.
 
-    Counts are of distinct rows: judgements under it, labels that one of these is in, revisions that it asked for.
-    learned and policies: as of `trace_row`, over all of these labels and revisions. Raises StoreError.
+    Counts are of distinct rows: judgements under it, labels that one of these is in, revisions that it asked for, and
+    later ones that were made of these under other principles. learned and policies: as of `trace_row`, over all of
+    these labels and revisions. Raises StoreError.
     """
     with warehouse.connection(read_only=True) as connection:
         principle = _find_principle(connection, name)
@@ -144,11 +146,13 @@ def trace_principle(warehouse: Warehouse, name: str) -> dict[str, Any]:
         judgements = _select(connection, "SELECT count(*) FROM judgements WHERE principle_id = ?", one)[0][0]
         labels = _labels_under(connection, principle["principle_id"])
         revisions = _ids(connection, "SELECT DISTINCT revision_id FROM revisions WHERE principle_id = ?", one)
-        learned = _learned(connection, [*labels, *revisions])
+        revised = _revised_from(connection, revisions)
+        learned = _learned(connection, [*labels, *revised])
         return principle | {
             "judgements": judgements,
             "labels": len(labels),
             "revisions": len(revisions),
+            "later_revisions": len(revised) - len(revisions),
             "learned": learned,
             "policies": _policies_from(connection, {found["snapshot_id"] for found in learned}),
         }
@@ -224,11 +228,7 @@ def _rows_made_of(connection: "Connection", kind: str, row_id: str) -> list[str]
     if kind == "pairs":
         return [*one, *_ids(connection, "SELECT DISTINCT label_id FROM labels WHERE pair_id = ?", one)]
     if kind == "revisions":
-        query = (
-            "WITH RECURSIVE later(id) AS (SELECT ? UNION SELECT revision_id FROM revisions JOIN later"
-            " ON parent_id = id) SELECT id FROM later"
-        )
-        return _ids(connection, query, one)
+        return _revised_from(connection, one)
     if kind == "prompts":
         query = (
             "SELECT DISTINCT revision_id FROM revisions WHERE prompt_id = $id UNION SELECT DISTINCT answer_id FROM"
@@ -237,6 +237,15 @@ def _rows_made_of(connection: "Connection", kind: str, row_id: str) -> list[str]
         )
         return [*one, *_ids(connection, query, {"id": row_id})]
     return one
+
+
+def _revised_from(connection: "Connection", revision_ids: Sequence[str]) -> list[str]:
+    """These revisions and those of later rounds that were made of them."""
+    query = (
+        "WITH RECURSIVE later(id) AS (SELECT unnest(?::VARCHAR[]) UNION SELECT revision_id FROM revisions JOIN later"
+        " ON parent_id = id) SELECT id FROM later"
+    )
+    return _ids(connection, query, [list(revision_ids)])
 
 
 def _holders(connection: "Connection", kind: str, row_id: str) -> list[dict[str, Any]]:
