@@ -105,7 +105,6 @@ def test_a_principle_is_counted_in_what_it_touched(home: Home) -> None:
     found = trace_principle(home.warehouse, principle_id)
     assert found["labels"] == len(own) and found["judgements"] >= 2 * len(own) and found["revisions"] == 0
     assert found["kind"] == "judging" and home.first["ppo_policy"] in found["policies"]
-    assert trace_principle(home.warehouse, found["name"]) == found
     revision = next(
         row for row in home.warehouse.rows("revisions", home.first["revised_responses"]) if row["principle_id"]
     )
@@ -135,6 +134,20 @@ def test_a_principle_reaches_what_later_rounds_made_from_its_revisions(tmp_path:
         found = trace_principle(warehouse, name)
         assert (found["revisions"], found["later_revisions"], found["policies"]) == (1, later, [policy])
         assert [(one["asset"], one["rows"]) for one in found["learned"]] == [("sl_cai_checkpoint", 1)]
+
+
+def test_a_name_that_both_constitutions_have_asks_for_an_id(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    judging = [{"principle_id": one, "name": name, "text": one} for one, name in (("j", "both"), ("own", "alone"))]
+    critique = [{"principle_id": "c", "name": "both", "critique_request": "look", "revision_request": "write"}]
+    published(warehouse, "judging_constitution", {}, {}, judging_principles=judging)
+    published(warehouse, "judging_constitution", {"again": 1}, {}, judging_principles=judging)
+    published(warehouse, "critique_constitution", {}, {}, critique_principles=critique)
+    message = r"2 principles were called 'both'; give an id: j \(judging\), c \(critique\)"
+    with pytest.raises(StoreError, match=message):
+        trace_principle(warehouse, "both")
+    assert [trace_principle(warehouse, one)["kind"] for one in ("j", "c", "alone")] == ["judging", "critique", "judging"]
+    assert trace_principle(warehouse, "alone") == trace_principle(warehouse, "own")
 
 
 class Changed(NamedTuple):
@@ -199,8 +212,10 @@ def test_a_principle_reaches_the_policies_that_learned_under_it(home: Home, chan
     labels = home.warehouse.rows("labels", home.first["harmlessness_preferences"])
     kept = next(row["principle_id"] for row in labels if row["principle_id"] != changed.principle["principle_id"])
     assert policies(kept) == {first, changed.policy}
-    with pytest.raises(StoreError, match=f"2 principles were called '{changed.principle['name']}'; give an id"):
+    with pytest.raises(StoreError, match=f"3 principles were called '{changed.principle['name']}'; give an id") as told:
         trace_principle(home.warehouse, changed.principle["name"])
+    for one in (changed.principle, changed.reworded):
+        assert f"{one['principle_id']} (judging)" in str(told.value)
 
 
 def test_the_command_prints_the_difference(home: Home, changed: Changed) -> None:

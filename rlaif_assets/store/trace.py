@@ -268,18 +268,20 @@ def _holders(connection: "Connection", kind: str, row_id: str) -> list[dict[str,
 
 
 def _find_principle(connection: "Connection", name: str) -> dict[str, Any]:
-    names: set[str] = set()
-    for table in PRINCIPLE_TABLES:
-        kind = "judging" if table == "judging_principles" else "critique"
-        for column in ("principle_id", "name"):
-            found = rows_where(connection, table, column, name)
-            texts = {row["principle_id"]: row for row in found}
-            if len(texts) > 1:
-                raise StoreError(f"{len(texts)} principles were called {name!r}; give an id: {', '.join(texts)}")
-            for row in texts.values():
+    for column in ("principle_id", "name"):
+        found: dict[str, dict[str, Any]] = {}
+        for table in PRINCIPLE_TABLES:
+            kind = "judging" if table == "judging_principles" else "critique"
+            for row in rows_where(connection, table, column, name):
                 text = row.get("text") or f"{row['critique_request']} / {row['revision_request']}"
-                return {"principle_id": row["principle_id"], "name": row["name"], "text": text, "kind": kind}
-        names |= set(_ids(connection, f'SELECT DISTINCT name FROM "{table}"', []))
+                told = {"principle_id": row["principle_id"], "name": row["name"], "text": text, "kind": kind}
+                found.setdefault(row["principle_id"], told)
+        if len(found) > 1:
+            ids = ", ".join(f"{one} ({told['kind']})" for one, told in found.items())
+            raise StoreError(f"{len(found)} principles were called {name!r}; give an id: {ids}")
+        if found:
+            return next(iter(found.values()))
+    names = {one for table in PRINCIPLE_TABLES for one in _ids(connection, f'SELECT DISTINCT name FROM "{table}"', [])}
     raise StoreError(f"no principle {name!r}: {nearest(name, sorted(names))}")
 
 
