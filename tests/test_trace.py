@@ -150,6 +150,17 @@ def test_a_name_that_both_constitutions_have_asks_for_an_id(tmp_path: Path) -> N
     assert trace_principle(warehouse, "alone") == trace_principle(warehouse, "own")
 
 
+def test_ppo_learns_from_the_prompts_that_it_answers(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    prompts = [{"prompt_id": one, "messages": [], "split": "train"} for one in ("used", "other")]
+    sources = published(warehouse, "red_team_prompts", {}, {}, prompts=prompts)
+    rollouts = [{"prompt_id": "used", "update": update, "text": "t"} for update in (0, 1)]
+    policy = published(warehouse, "ppo_policy", {}, {"red_team_prompts": sources}, rollouts=rollouts)
+    found = trace_row(warehouse, "used")
+    assert found["learned"] == [{"asset": "ppo_policy", "snapshot_id": policy, "role": "train", "rows": 1}]
+    assert found["policies"] == [policy] and trace_row(warehouse, "other")["learned"] == []
+
+
 class Changed(NamedTuple):
     """A second policy, made after one judging principle was reworded: its id, and the principle's rows."""
 

@@ -121,7 +121,7 @@ def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
     """
     with warehouse.connection(read_only=True) as connection:
         kind, row = _find_row(connection, row_id)
-        learned = _learned(connection, _rows_made_of(connection, kind, row_id))
+        learned = _learned(connection, _rows_made_of(connection, kind, row_id), row_id if kind == "prompts" else None)
         return {
             "row_id": row_id,
             "table": kind,
@@ -299,16 +299,19 @@ def _labels_under(connection: "Connection", principle_id: str) -> list[str]:
 # What learned from rows
 
 
-def _learned(connection: "Connection", row_ids: Sequence[str]) -> list[dict[str, Any]]:
+def _learned(connection: "Connection", row_ids: Sequence[str], prompt_id: str | None = None) -> list[dict[str, Any]]:
+    """The models that trained on these rows or held them out, and those that answered the prompt in their training."""
     import pyarrow as pa
 
     query = (
         "SELECT asset, snapshot_id, role, rows FROM (SELECT snapshot_id, role, count(DISTINCT row_id) AS rows"
-        " FROM training_rows SEMI JOIN wanted ON training_rows.row_id = wanted.id GROUP BY ALL)"
+        " FROM training_rows SEMI JOIN wanted ON training_rows.row_id = wanted.id GROUP BY ALL"
+        " UNION ALL SELECT snapshot_id, 'train', count(DISTINCT prompt_id) FROM rollouts WHERE prompt_id = ?"
+        " GROUP BY snapshot_id)"
         " JOIN snapshots USING (snapshot_id) ORDER BY snapshots.position, role"
     )
     connection.register("wanted", pa.table({"id": pa.array(list(row_ids), pa.string())}))
-    found = connection.execute(query).fetchall()
+    found = _select(connection, query, [prompt_id])
     return [dict(zip(("asset", "snapshot_id", "role", "rows"), row, strict=True)) for row in found]
 
 
