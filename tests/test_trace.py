@@ -13,10 +13,12 @@ import rlaif_assets
 from rlaif_assets.cli import app
 from rlaif_assets.evaluation import lineage_view
 from rlaif_assets.evaluation.policy_diff import diff_policies, word_diff
+from rlaif_assets.records import CommunityPair
 from rlaif_assets.store import registry
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.trace import find_snapshot, trace_policy, trace_principle, trace_row
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
+from rlaif_assets.training.pmp import pmp_examples
 from tests.homes import Home
 
 
@@ -159,6 +161,39 @@ def test_ppo_learns_from_the_prompts_that_it_answers(tmp_path: Path) -> None:
     found = trace_row(warehouse, "used")
     assert found["learned"] == [{"asset": "ppo_policy", "snapshot_id": policy, "role": "train", "rows": 1}]
     assert found["policies"] == [policy] and trace_row(warehouse, "other")["learned"] == []
+
+
+def test_votes_are_followed_from_answer_to_pair_to_examples_and_back(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    pairs = [CommunityPair(f"pair{n}", f"q{n}", f"good{n}", f"bad{n}", "Why?", "So.", "No.") for n in (1, 2)]
+    answers = [
+        {"answer_id": one, "question_id": pair.question_id, "question": pair.question, "text": one}
+        for pair in pairs
+        for one in (pair.better_id, pair.worse_id)
+    ]
+    rows = [vars(pair) for pair in pairs]
+    votes = published(warehouse, "community_votes", {}, {}, community_answers=answers, community_pairs=rows)
+    examples = [example.row_id for example in pmp_examples(pairs)]
+    used = [{"row_id": one, "role": "train", "source": "votes"} for one in examples]
+    checkpoint = published(warehouse, "pmp_checkpoint", {}, {"community_votes": votes}, training_rows=used)
+    learned = [{"asset": "pmp_checkpoint", "snapshot_id": checkpoint, "role": "train", "rows": 2}]
+    for name in ("pair1", "good1", "bad1", *examples[:2]):
+        found = trace_row(warehouse, name)
+        assert found["learned"] == learned and [one["asset"] for one in found["snapshots"]] == ["community_votes"], name
+    assert [one["id"] for one in trace_row(warehouse, examples[3])["chain"]] == ["good2", "bad2", "pair2"]
+    assert [one["id"] for one in trace_row(warehouse, "good1")["chain"]] == ["good1"]
+
+
+def test_an_answer_of_an_evaluation_is_found(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    prompt = {"prompt_id": "p", "messages": [{"role": "user", "content": "Why?"}], "split": "test"}
+    published(warehouse, "red_team_prompts", {}, {}, prompts=[prompt])
+    answer = {"answer_id": "e", "prompt_id": "p", "policy": "ppo", "text": "So.", "verdict": "engaged"}
+    evaluation = published(warehouse, "policy_evaluation", {}, {}, evaluation_answers=[answer])
+    found = trace_row(warehouse, "e")
+    assert [one["id"] for one in found["chain"]] == ["p", "e"] and found["learned"] == []
+    assert [one["snapshot_id"] for one in found["snapshots"]] == [evaluation]
+    assert lineage_view.row_lines(found["chain"][-1]) == ["answer of ppo, engaged", "text: So."]
 
 
 class Changed(NamedTuple):

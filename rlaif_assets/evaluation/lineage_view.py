@@ -97,7 +97,9 @@ def row_lines(one: Mapping[str, Any]) -> list[str]:
         lines.append(f"under {one['principle']} ({one['principle_id']}): {_cut(one['principle_text'])}")
     if one.get("messages"):
         lines += [f"{message['role']}: {_cut(message['content'])}" for message in one["messages"]]
-    for name in ("critique", "text", "response_a", "response_b", "rationale"):
+    if one.get("policy"):
+        lines.append(f"answer of {one['policy']}, {one.get('verdict') or 'no verdict'}")
+    for name in ("question", "critique", "text", "response_a", "response_b", "better", "worse", "rationale"):
         if one.get(name):
             lines.append(f"{name}: {_cut(one[name])}")
     if one.get("logprob_first") is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif_assets.settings import nearest
 from rlaif_assets.store import registry
 from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.fingerprint import row_id as id_of
 from rlaif_assets.store.lineage import ancestry
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, rows_where
 
@@ -30,7 +31,10 @@ ROW_TABLES = {
     "human_verdicts": "verdict_id",
     "comparisons": "comparison_id",
     "community_pairs": "pair_id",
+    "community_answers": "answer_id",
+    "evaluation_answers": "answer_id",
 }
+PMP_PARTS = ("better", "worse")  # the two examples of a community pair, see `training.pmp`
 PRINCIPLE_TABLES = ("judging_principles", "critique_principles")
 
 
@@ -112,7 +116,8 @@ def _learned_by_source(connection: "Connection", snapshot_ids: Sequence[str]) ->
 
 def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
     """{row_id, table, chain, snapshots, learned, policies} of a prompt, response, revision, pair, label, judgement,
-    comparison or verdict.
+    comparison, verdict, or an answer of the community or an evaluation; an id of pre-training, which makes two examples
+    of a community pair, is told as that pair.
 
     chain: the rows that it was made of, [{table, id, ...their columns}], first the prompt and last the row itself, with
     the principles' texts. snapshots: those that hold it. learned: the trained models that were given it, or a row made
@@ -121,6 +126,8 @@ def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
     """
     with warehouse.connection(read_only=True) as connection:
         kind, row = _find_row(connection, row_id)
+        if kind in ROW_TABLES:
+            row_id = row[ROW_TABLES[kind]]
         learned = _learned(connection, _rows_made_of(connection, kind, row_id), row_id if kind == "prompts" else None)
         return {
             "row_id": row_id,
@@ -172,14 +179,29 @@ def _find_row(connection: "Connection", row_id: str) -> tuple[str, dict[str, Any
             pair = rows[0]
             response = {"response_id": row_id, "prompt_id": pair["prompt_id"], "text": pair[f"response_{side}"]}
             return "responses", response | {"seed": pair[f"seed_{side}"], "pair_id": pair["pair_id"]}
-    raise StoreError(f"no prompt, response, revision, pair, label, judgement, comparison or verdict {row_id}")
+    if rows := _pair_of_example(connection, row_id):
+        return "community_pairs", rows[0]
+    raise StoreError(f"no prompt, response, revision, pair, label, judgement, comparison, verdict or answer {row_id}")
+
+
+def _pair_of_example(connection: "Connection", example_id: str) -> list[dict[str, Any]]:
+    """The community pair that pre-training made this example of; the id alone does not tell it."""
+    if not _select(connection, "SELECT 1 FROM training_rows WHERE row_id = ? AND source = 'votes' LIMIT 1", [example_id]):
+        return []
+    pairs = _ids(connection, "SELECT DISTINCT pair_id FROM community_pairs", [])
+    wanted = next((pair for pair in pairs if example_id in _pmp_examples([pair])), None)
+    return rows_where(connection, "community_pairs", "pair_id", wanted) if wanted else []
+
+
+def _pmp_examples(pair_ids: Iterable[str]) -> list[str]:
+    return [id_of("pmp_example", pair_id, part) for pair_id in pair_ids for part in PMP_PARTS]
 
 
 def _chain(connection: "Connection", kind: str, row: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """What a row was made of, oldest first, and the row itself."""
     one = ROW_TABLES.get(kind, {"judgements": "judgement_id", "responses": "response_id"}.get(kind, ""))
     own = {"table": kind, "id": row[one], **row}
-    if kind in ("revisions", "answers", "pairs", "responses"):
+    if kind in ("revisions", "answers", "pairs", "responses", "evaluation_answers"):
         if kind == "revisions" and row["parent_id"]:
             yield from _chain(
                 connection, "revisions", rows_where(connection, "revisions", "revision_id", row["parent_id"])[0]
@@ -190,6 +212,10 @@ def _chain(connection: "Connection", kind: str, row: Mapping[str, Any]) -> Itera
     elif kind in ("labels", "judgements", "human_verdicts") and row["pair_id"]:
         for pair in rows_where(connection, "pairs", "pair_id", row["pair_id"])[:1]:
             yield from _chain(connection, "pairs", pair)
+    elif kind == "community_pairs":
+        for part in PMP_PARTS:
+            for answer in rows_where(connection, "community_answers", "answer_id", row[f"{part}_id"])[:1]:
+                yield from _chain(connection, "community_answers", answer)
     if kind == "labels":
         for judgement_id in row["judgement_ids"] or ():
             for judgement in rows_where(connection, "judgements", "judgement_id", judgement_id):
@@ -225,6 +251,11 @@ def _rows_made_of(connection: "Connection", kind: str, row_id: str) -> list[str]
             " (SELECT pair_id FROM pairs WHERE ? IN (response_a_id, response_b_id)) USING (pair_id)"
         )
         return [*one, *_ids(connection, query, one)]
+    if kind == "community_pairs":
+        return [*one, *_pmp_examples(one)]
+    if kind == "community_answers":
+        query = "SELECT DISTINCT pair_id FROM community_pairs WHERE ? IN (better_id, worse_id)"
+        return [*one, *_pmp_examples(_ids(connection, query, one))]
     if kind == "pairs":
         return [*one, *_ids(connection, "SELECT DISTINCT label_id FROM labels WHERE pair_id = ?", one)]
     if kind == "revisions":
