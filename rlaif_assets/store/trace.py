@@ -34,6 +34,8 @@ ROW_TABLES = {
     "community_answers": "answer_id",
     "evaluation_answers": "answer_id",
 }
+# Of labels; a judgement is of its label's pair, and by that column the most are left out before a list is read.
+NAMES_JUDGEMENT = "pair_id = $pair_id AND list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), $id)"
 PMP_PARTS = ("better", "worse")  # the two examples of a community pair, see `training.pmp`
 PRINCIPLE_TABLES = ("judging_principles", "critique_principles")
 
@@ -128,12 +130,12 @@ def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
         kind, row = _find_row(connection, row_id)
         if kind in ROW_TABLES:
             row_id = row[ROW_TABLES[kind]]
-        learned = _learned(connection, _rows_made_of(connection, kind, row_id), row_id if kind == "prompts" else None)
+        learned = _learned(connection, _rows_made_of(connection, kind, row_id, row), row_id if kind == "prompts" else None)
         return {
             "row_id": row_id,
             "table": kind,
             "chain": list(_chain(connection, kind, row)),
-            "snapshots": _holders(connection, kind, row_id),
+            "snapshots": _holders(connection, kind, row_id, row),
             "learned": learned,
             "policies": _policies_from(connection, {one["snapshot_id"] for one in learned}),
         }
@@ -236,12 +238,12 @@ def _with_principle(connection: "Connection", row: dict[str, Any]) -> dict[str, 
     return row
 
 
-def _rows_made_of(connection: "Connection", kind: str, row_id: str) -> list[str]:
+def _rows_made_of(connection: "Connection", kind: str, row_id: str, row: Mapping[str, Any]) -> list[str]:
     """Ids that trainers were told of: the row's own and those of the labels and revisions made of it."""
     one = [row_id]
     if kind == "judgements":
-        query = "SELECT DISTINCT label_id FROM labels WHERE list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), ?)"
-        return [*one, *_ids(connection, query, one)]
+        query = f"SELECT DISTINCT label_id FROM labels WHERE {NAMES_JUDGEMENT}"
+        return [*one, *_ids(connection, query, {"id": row_id, "pair_id": row["pair_id"]})]
     if kind == "human_verdicts":
         query = "SELECT DISTINCT label_id FROM labels WHERE list_contains(from_json(verdict_ids, '[\"VARCHAR\"]'), ?)"
         return [*one, *_ids(connection, query, one)]
@@ -279,10 +281,11 @@ def _revised_from(connection: "Connection", revision_ids: Sequence[str]) -> list
     return _ids(connection, query, [list(revision_ids)])
 
 
-def _holders(connection: "Connection", kind: str, row_id: str) -> list[dict[str, Any]]:
+def _holders(connection: "Connection", kind: str, row_id: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The snapshots that hold the row; of a judgement those whose labels name it."""
+    values = {"id": row_id}
     if kind == "judgements":
-        where = "labels WHERE list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), $id)"
+        where, values = f"labels WHERE {NAMES_JUDGEMENT}", values | {"pair_id": row["pair_id"]}
     elif kind == "responses":
         where = "pairs WHERE $id IN (response_a_id, response_b_id)"
     else:
@@ -292,7 +295,7 @@ def _holders(connection: "Connection", kind: str, row_id: str) -> list[dict[str,
         f" (SELECT snapshot_id FROM {where}) USING (snapshot_id) ORDER BY position"
     )
     names = ("asset", "snapshot_id", "created_at")
-    return [dict(zip(names, row, strict=True)) for row in _select(connection, query, {"id": row_id})]
+    return [dict(zip(names, row, strict=True)) for row in _select(connection, query, values)]
 
 
 # Principles
