@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from rlaif_assets.evaluation import lineage_view
 from rlaif_assets.evaluation.policy_diff import diff_policies, word_diff
 from rlaif_assets.records import CommunityPair
 from rlaif_assets.store import registry
+from rlaif_assets.store.checkpoint_files import adopt_folder, new_work_folder
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.trace import find_snapshot, trace_policy, trace_principle, trace_row
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
@@ -34,6 +36,28 @@ def test_a_policy_is_found_by_any_of_its_names(home: Home) -> None:
             find_snapshot(home.warehouse, name)
     with pytest.raises(StoreError, match=r"no policy 'rlaif-policy/9'.*rlaif-policy/1"):
         find_snapshot(home.warehouse, "rlaif-policy/9")
+
+
+def test_a_checkpoint_folder_is_found_from_any_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse = Warehouse(tmp_path / "home")
+    record = SnapshotRecord(asset="ppo_policy", key="one")
+    work = new_work_folder(warehouse.home)
+    (work / "model.safetensors").write_bytes(b"weights")
+    path = adopt_folder(work, warehouse.home, "ppo_policy")
+    first = warehouse.publish(replace(record, path=path), {}).snapshot_id
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for current, name in ((elsewhere, path), (warehouse.home, path), (warehouse.home.parent, f"home/{path}/")):
+        monkeypatch.chdir(current)
+        assert find_snapshot(warehouse, name).snapshot_id == first, (current, name)
+    second = warehouse.publish(replace(record, path=path, key="two"), {}).snapshot_id
+    with pytest.raises(StoreError, match=f"2 snapshots with equal weights; give an id: {first}, {second}"):
+        find_snapshot(warehouse, path)
+    for name in ("~nouser/x", "x" * 5000):
+        with pytest.raises(StoreError, match="no policy"):
+            find_snapshot(warehouse, name)
 
 
 def test_a_home_without_snapshots_says_so(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ PRINCIPLE_TABLES = ("judging_principles", "critique_principles")
 
 def find_snapshot(warehouse: Warehouse, name: str) -> SnapshotRecord:
     """A snapshot id, or its beginning (8 digits or more); a version of the registry (`rlaif-policy/3`, `@champion`,
-    `rlaif-policy@champion`); an asset's name for its current snapshot; or the folder of a checkpoint in this home, also
-    of one that was removed.
+    `rlaif-policy@champion`); an asset's name for its current snapshot; or the folder of a checkpoint in this home, from
+    the current folder or from the home, also of one that was removed.
 
     Raises StoreError with the nearest names.
     """
@@ -56,9 +56,10 @@ def find_snapshot(warehouse: Warehouse, name: str) -> SnapshotRecord:
             return warehouse.get(version.snapshot_id)
     found = warehouse.named(name)
     if not found:
-        folder = Path(name).expanduser().resolve()
-        if folder.is_relative_to(warehouse.home.resolve()):
-            found = warehouse.of_folder(str(folder.relative_to(warehouse.home.resolve())))
+        found = _of_folder(warehouse, name)
+        if len(found) > 1:
+            ids = ", ".join(one.snapshot_id for one in found)
+            raise StoreError(f"{name} is the folder of {len(found)} snapshots with equal weights; give an id: {ids}")
     if len(found) == 1:
         return found[0]
     if found:
@@ -71,6 +72,17 @@ def find_snapshot(warehouse: Warehouse, name: str) -> SnapshotRecord:
         f"no policy {name!r} in {warehouse.path}: {nearest(name, names) if names else 'none is registered'}; or give "
         "a snapshot id, an asset's name, or a checkpoint folder of this home"
     )
+
+
+def _of_folder(warehouse: Warehouse, name: str) -> list[SnapshotRecord]:
+    """The snapshots of the first of these folders that has any: as it is named from here, and from the home."""
+    home = warehouse.home.resolve()
+    try:
+        folders = [Path(name).expanduser().resolve(), (home / name).resolve()]
+    except (OSError, RuntimeError):  # a user that is not there, a name too long, a loop of links
+        return []
+    inside = [str(folder.relative_to(home)) for folder in folders if folder.is_relative_to(home)]
+    return next((found for folder in inside if (found := warehouse.of_folder(folder))), [])
 
 
 def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
