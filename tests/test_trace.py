@@ -1,6 +1,7 @@
 """What a policy was made from, where rows came from, and what a principle reached; and the command that tells it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -68,7 +69,7 @@ def test_a_home_without_snapshots_says_so(tmp_path: Path) -> None:
 def test_the_whole_ancestry_is_told_with_what_made_it(home: Home) -> None:
     found = json.loads(json.dumps(trace_policy(home.warehouse, "@candidate")))
     by_asset = {one["asset"]: one for one in found["snapshots"]}
-    later = {"policy_evaluation", "label_changes"}
+    later = {"policy_evaluation", "label_changes", "champion_policy"}
     assert {name: one["snapshot_id"] for name, one in by_asset.items()} == {
         name: snapshot for name, snapshot in home.first.items() if name not in later
     }
@@ -374,12 +375,48 @@ def test_the_command_prints_trees_chains_counts_json_and_a_page(home: Home, tmp_
     page = tmp_path / "trace.html"
     assert trace(home, "@candidate", "--html", str(page)).exit_code == 0
     text = page.read_text()
-    assert all(
-        f'id="{snapshot}"' in text
-        for name, snapshot in home.first.items()
-        if "eval" not in name and name != "label_changes"
-    )
+    later = {"policy_evaluation", "label_changes", "champion_policy"}
+    assert all(f'id="{snapshot}"' in text for name, snapshot in home.first.items() if name not in later)
     assert "src=" not in text and "<script" not in text
+
+
+def test_links_to_mlflow_are_missing_where_its_database_is_gone(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    shutil.copytree(home.folder, folder)
+    policy, page = home.first["ppo_policy"], tmp_path / "trace.html"
+    record = home.warehouse.get(policy)
+    url, gone = str(record.metrics["mlflow_url"]), "link missing: mlflow.db is gone"
+
+    def told() -> tuple[str, dict[str, Any], str]:
+        words = ["trace", policy, "--home", str(folder)]
+        tree, found, _ = (
+            CliRunner().invoke(app, [*words, *more]) for more in ([], ["--json"], ["--html", str(page)])
+        )
+        return tree.output, json.loads(found.output), page.read_text()
+
+    tree, found, text = told()
+    assert url in tree and f'<a href="{url}">' in text and gone not in tree + text
+    assert found["mlflow_missing"] is None and found["snapshots"][-1]["links"]["mlflow"] == url
+    (folder / "mlflow.db").unlink()
+    tree_after, after, text_after = told()
+    for shown in (tree_after, text_after):
+        assert "/#/experiments/" not in shown and f"run {record.mlflow_run_id} ({gone})" in shown
+    assert after["mlflow_missing"] == gone and not any(one["links"]["mlflow"] for one in after["snapshots"])
+    lines = zip(tree.splitlines(), tree_after.splitlines(), strict=True)
+    assert all(before == now or "MLflow http" in before for before, now in lines)
+    for one in (*found["snapshots"], *after["snapshots"]):
+        del one["links"]["mlflow"]
+    assert after | {"mlflow_missing": None} == found
+    assert not (folder / "mlflow.db").exists()
+
+
+def test_a_home_whose_records_are_on_a_server_keeps_its_links(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    url = "https://mlflow.example/#/experiments/1/runs/r"
+    record = SnapshotRecord(asset="ppo_policy", key="k", metrics={"mlflow_url": url}, mlflow_run_id="r")
+    policy = warehouse.publish(record, {}).snapshot_id
+    found = trace_policy(warehouse, policy)
+    assert found["mlflow_missing"] is None and found["snapshots"][0]["links"]["mlflow"] == url
 
 
 def test_the_command_refuses_what_it_cannot_tell(home: Home, tmp_path: Path) -> None:

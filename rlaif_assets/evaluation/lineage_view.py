@@ -38,7 +38,7 @@ def policy_tree(found: Mapping[str, Any]) -> RenderableType:
             branch.add(f"{head} [dim](above)[/]")
             return
         shown.add(snapshot_id)
-        lines = [head, *(f"[dim]{escape(line)}[/]" for line in facts(one))]
+        lines = [head, *(f"[dim]{escape(line)}[/]" for line in facts(one, found["mlflow_missing"]))]
         below = branch.add("\n".join(lines))
         for _, upstream in sorted(one["inputs"].items()):
             grow(below, upstream)
@@ -47,15 +47,14 @@ def policy_tree(found: Mapping[str, Any]) -> RenderableType:
     return tree
 
 
-def facts(one: Mapping[str, Any]) -> list[str]:
+def facts(one: Mapping[str, Any], mlflow_missing: str | None) -> list[str]:
     """What is known of how a snapshot was made, a line each."""
     dirty = {True: ", tree was dirty", False: "", None: ""}[one["git_dirty"]]
     commit = f"commit {one['git_commit'][:12]}{dirty}" if one["git_commit"] else "no git commit"
     lines = [
         f"made {one['created_at'][:19]} in {one['seconds']:.1f} s on {one['device'] or 'no device'}; "
         f"code version {one['code_version']}, {commit}",
-        f"Dagster run {one['dagster_run_id']}; MLflow "
-        + (one["metrics"].get("mlflow_url") or one["mlflow_run_id"] or "has no run"),
+        f"Dagster run {one['dagster_run_id']}; MLflow {_mlflow_run(one, mlflow_missing)}",
     ]
     rows = ", ".join(f"{count:,} {table}" for table, count in one["row_counts"].items())
     tokens = f"; {one['tokens']:,} tokens" if one["tokens"] else ""
@@ -71,6 +70,14 @@ def facts(one: Mapping[str, Any]) -> list[str]:
     elif one["passport"]:
         lines.append(f"judge's passport {one['passport']}")
     return lines
+
+
+def _mlflow_run(one: Mapping[str, Any], missing: str | None) -> str:
+    if not one["mlflow_run_id"]:
+        return "has no run"
+    if missing:
+        return f"run {one['mlflow_run_id']} ({missing})"
+    return one["links"]["mlflow"] or f"run {one['mlflow_run_id']}"
 
 
 def passport_line(passport: Mapping[str, Any]) -> str:
@@ -144,8 +151,9 @@ def policy_page(found: Mapping[str, Any]) -> str:
         if snapshot_id in shown:
             return f'<details><summary>{head} <a href="#{snapshot_id}">above</a></summary></details>'
         shown.add(snapshot_id)
-        told = "".join(f"<dd>{_linked(line)}</dd>" for line in facts(one))
-        numbers = html.escape(json.dumps({"settings": one["settings"], "metrics": one["metrics"]}, indent=1))
+        told = "".join(f"<dd>{_linked(line)}</dd>" for line in facts(one, found["mlflow_missing"]))
+        metrics = {name: value for name, value in one["metrics"].items() if name != "mlflow_url"}
+        numbers = html.escape(json.dumps({"settings": one["settings"], "metrics": metrics}, indent=1))
         inputs = "".join(block(upstream) for _, upstream in sorted(one["inputs"].items()))
         more = f"<details><summary>settings and metrics</summary><pre>{numbers}</pre></details>"
         return f'<details open id="{snapshot_id}"><summary>{head}</summary><dl>{told}</dl>{more}{inputs}</details>'

@@ -14,6 +14,7 @@ from rlaif_assets.store import registry
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import row_id as id_of
 from rlaif_assets.store.lineage import ancestry
+from rlaif_assets.store.tracking import DATABASE, LOCK
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, rows_where
 
 if TYPE_CHECKING:
@@ -86,14 +87,18 @@ def _of_folder(warehouse: Warehouse, name: str) -> list[SnapshotRecord]:
 
 
 def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
-    """{asked, snapshot_id, registry, snapshots}: the snapshot and all its ancestors, what is read before what reads it.
+    """{asked, snapshot_id, registry, mlflow_missing, snapshots}: the snapshot and all its ancestors, what is read
+    before what reads it.
 
     Each has the fields of `SnapshotRecord`; `learned`: rows by source where it trained; `passport`: the judge's, on
-    labels; `removed`: see `Warehouse.removals`. `registry`: the versions that are this snapshot, with their aliases.
+    labels; `removed`: see `Warehouse.removals`; `links`: {mlflow}, the run's page or None.
+    `registry`: the versions that are this snapshot, with their aliases. `mlflow_missing`: why no link to MLflow is
+    given, where the home's own database is gone.
     """
     asked = find_snapshot(warehouse, name)
     records = ancestry(warehouse, asked.snapshot_id)
     removed = warehouse.removals(records)
+    missing = _mlflow_missing(warehouse.home)
     with warehouse.connection(read_only=True) as connection:
         learned = _learned_by_source(connection, [record.snapshot_id for record in records])
     return {
@@ -104,16 +109,24 @@ def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
             for one in registry.versions(warehouse)
             if one.snapshot_id == asked.snapshot_id
         ],
+        "mlflow_missing": missing,
         "snapshots": [
             dataclasses.asdict(record)
             | {
                 "learned": learned.get(record.snapshot_id, {}),
                 PASSPORT: record.metrics.get(PASSPORT),
                 "removed": removed.get(record.snapshot_id),
+                "links": {"mlflow": None if missing else record.metrics.get("mlflow_url")},
             }
             for record in records
         ],
     }
+
+
+def _mlflow_missing(home: Path) -> str | None:
+    """A home whose records are kept on a server never had a database, nor its lock."""
+    kept_here = (home / LOCK).exists()
+    return f"link missing: {DATABASE} is gone" if kept_here and not (home / DATABASE).is_file() else None
 
 
 def _learned_by_source(connection: "Connection", snapshot_ids: Sequence[str]) -> dict[str, dict[str, int]]:
