@@ -55,7 +55,7 @@ def trace(
     """Tell what made a policy, where a row came from and what learned from it, or what a principle reached."""
     with plain_errors(debug):
         from rlaif_assets.evaluation import lineage_view
-        from rlaif_assets.instance import existing_home
+        from rlaif_assets.instance import dagster_url, existing_home
         from rlaif_assets.store import trace as traces
         from rlaif_assets.store.warehouse import Warehouse
 
@@ -67,7 +67,7 @@ def trace(
         elif principle is not None:
             found, view = traces.trace_principle(warehouse, principle), lineage_view.principle_view
         else:
-            found, view = traces.trace_policy(warehouse, str(policy)), lineage_view.policy_tree
+            found, view = traces.trace_policy(warehouse, str(policy), dagster_url()), lineage_view.policy_tree
         if page is not None:
             page.write_text(lineage_view.policy_page(found), encoding="utf-8")
             show(f"written to {page}")

@@ -1,6 +1,7 @@
 """What a policy was made from, where rows came from, and what a principle reached; and the command that tells it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -366,8 +367,11 @@ def test_the_command_prints_trees_chains_counts_json_and_a_page(home: Home, tmp_
     assert tree.exit_code == 0 and tree.output.startswith("rlaif-policy/")
     for words in (f"ppo_policy {policy}", "(above)", "Dagster run", "judge's passport", "was given ", "settings "):
         assert words in tree.output, words
-    assert home.warehouse.get(policy).metrics["mlflow_url"] in tree.output  # piped lines are not cut
-    assert json.loads(trace(home, policy, "--json").output)["snapshot_id"] == policy
+    record = home.warehouse.get(policy)
+    dagster = f"http://127.0.0.1:3000/runs/{record.dagster_run_id}"
+    assert f"Dagster run {dagster}; MLflow {record.metrics['mlflow_url']}\n" in tree.output  # piped lines are not cut
+    found = json.loads(trace(home, policy, "--json").output)
+    assert found["snapshot_id"] == policy and found["snapshots"][-1]["links"]["dagster"] == dagster
     label = home.warehouse.rows("labels", home.first["harmlessness_preferences"])[0]
     row = trace(home, "--row", label["label_id"])
     assert f"labels {label['label_id']}" in row.output and "policies made from these (" in row.output
@@ -375,6 +379,7 @@ def test_the_command_prints_trees_chains_counts_json_and_a_page(home: Home, tmp_
     page = tmp_path / "trace.html"
     assert trace(home, "@candidate", "--html", str(page)).exit_code == 0
     text = page.read_text()
+    assert f'<a href="{dagster}">' in text
     later = {"policy_evaluation", "label_changes", "champion_policy"}
     assert all(f'id="{snapshot}"' in text for name, snapshot in home.first.items() if name not in later)
     assert "src=" not in text and "<script" not in text
@@ -436,6 +441,18 @@ def test_neither_dagster_nor_mlflow_is_imported(home: Home) -> None:
     words = ["trace", "@candidate", "--home", str(home.folder)]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_only_the_addresses_of_runs_are_links(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    settings = {"source": "http://elsewhere.example/x"}
+    metrics = {"mlflow_url": 'http://mlflow.example/#/"><script>'}
+    record = SnapshotRecord(asset="base_model", key="k", settings=settings, metrics=metrics, mlflow_run_id="r")
+    found = trace_policy(warehouse, warehouse.publish(record, {}).snapshot_id, "http://dagster.example")
+    text = lineage_view.policy_page(found)
+    assert found["snapshots"][0]["links"]["dagster"] is None  # no run made it
+    assert re.findall(r'href="([^"]*)"', text) == ["http://mlflow.example/#/&quot;&gt;&lt;script&gt;"]
+    assert "source=http://elsewhere.example/x" in text and "<script" not in text
 
 
 def test_text_of_rows_is_not_read_as_markup(home: Home) -> None:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.tree import Tree
 from rlaif_assets.store.warehouse import removal_text
 
 TEXT = 160  # characters of a row's text in the terminal
+RUNS = "Dagster run "  # how the one line of `facts` begins whose addresses are links on the page
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
 <style>body{{font:15px/1.4 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}}
@@ -54,7 +56,7 @@ def facts(one: Mapping[str, Any], mlflow_missing: str | None) -> list[str]:
     lines = [
         f"made {one['created_at'][:19]} in {one['seconds']:.1f} s on {one['device'] or 'no device'}; "
         f"code version {one['code_version']}, {commit}",
-        f"Dagster run {one['dagster_run_id']}; MLflow {_mlflow_run(one, mlflow_missing)}",
+        f"{RUNS}{one['links']['dagster'] or one['dagster_run_id']}; MLflow {_mlflow_run(one, mlflow_missing)}",
     ]
     rows = ", ".join(f"{count:,} {table}" for table, count in one["row_counts"].items())
     tokens = f"; {one['tokens']:,} tokens" if one["tokens"] else ""
@@ -164,8 +166,7 @@ def policy_page(found: Mapping[str, Any]) -> str:
 
 def _linked(line: str) -> str:
     text = html.escape(line)
-    before, found, address = text.partition("MLflow http")
-    return f'{before}MLflow <a href="http{address}">http{address}</a>' if found else text
+    return re.sub(r"https?://\S+?(?=;?\s|$)", r'<a href="\g<0>">\g<0></a>', text) if line.startswith(RUNS) else text
 
 
 def _short(value: Any) -> str:

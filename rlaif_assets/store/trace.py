@@ -86,12 +86,13 @@ def _of_folder(warehouse: Warehouse, name: str) -> list[SnapshotRecord]:
     return next((found for folder in inside if (found := warehouse.of_folder(folder))), [])
 
 
-def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
+def trace_policy(warehouse: Warehouse, name: str, dagster_url: str | None = None) -> dict[str, Any]:
     """{asked, snapshot_id, registry, mlflow_missing, snapshots}: the snapshot and all its ancestors, what is read
     before what reads it.
 
     Each has the fields of `SnapshotRecord`; `learned`: rows by source where it trained; `passport`: the judge's, on
-    labels; `removed`: see `Warehouse.removals`; `links`: {mlflow}, the run's page or None.
+    labels; `removed`: see `Warehouse.removals`; `links`: {dagster, mlflow}, the runs' pages or None
+    (`dagster_url`: base of Dagster's).
     `registry`: the versions that are this snapshot, with their aliases. `mlflow_missing`: why no link to MLflow is
     given, where the home's own database is gone.
     """
@@ -116,7 +117,10 @@ def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
                 "learned": learned.get(record.snapshot_id, {}),
                 PASSPORT: record.metrics.get(PASSPORT),
                 "removed": removed.get(record.snapshot_id),
-                "links": {"mlflow": None if missing else record.metrics.get("mlflow_url")},
+                "links": {
+                    "dagster": f"{dagster_url}/runs/{run}" if dagster_url and (run := record.dagster_run_id) else None,
+                    "mlflow": None if missing else record.metrics.get("mlflow_url"),
+                },
             }
             for record in records
         ],
