@@ -61,6 +61,13 @@ def trace(
 
         if sum(one is not None for one in (policy, row, principle)) != 1 or (page and policy is None):
             raise SettingsError("name one of POLICY, --row ID and --principle ID; --html goes with POLICY")
+        if page is not None:
+            if as_json:
+                raise SettingsError("name one of --json and --html")
+            if page.is_dir():
+                raise SettingsError(f"--html {page}: is a folder, name a file")
+            if not page.absolute().parent.is_dir():
+                raise SettingsError(f"--html {page}: there is no folder {page.absolute().parent}")
         warehouse = Warehouse(existing_home(home))
         if row is not None:
             found, view = traces.trace_row(warehouse, row), lineage_view.row_view
@@ -98,7 +105,7 @@ def diff(
         if as_json:
             print(json.dumps(found, indent=2))
         else:
-            out.print(diff_view(found))
+            (out if out.is_terminal else Console(highlight=False, width=WIDE)).print(diff_view(found), crop=False)
 
 
 @lineage.command()

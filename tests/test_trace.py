@@ -426,6 +426,14 @@ def test_a_home_whose_records_are_on_a_server_keeps_its_links(tmp_path: Path) ->
 
 def test_the_command_refuses_what_it_cannot_tell(home: Home, tmp_path: Path) -> None:
     assert trace(home).exit_code == 2 and trace(home, "@candidate", "--row", "x").exit_code == 2
+    for words, message in (
+        (["--html", str(tmp_path)], "is a folder, name a file"),
+        (["--html", str(tmp_path / "none" / "x.html")], f"there is no folder {tmp_path / 'none'}"),
+        (["--html", str(tmp_path / "x.html"), "--json"], "name one of --json and --html"),
+    ):
+        refused = trace(home, "@candidate", *words)
+        assert refused.exit_code == 2 and message in refused.output, words
+    assert not list(tmp_path.iterdir())
     unknown = trace(home, "@champion")
     assert unknown.exit_code == 1 and "no policy '@champion'" in unknown.output
     missing = CliRunner().invoke(app, ["trace", "@candidate", "--home", str(tmp_path / "none")])
