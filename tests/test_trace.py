@@ -40,9 +40,7 @@ def test_a_policy_is_found_by_any_of_its_names(home: Home) -> None:
         find_snapshot(home.warehouse, "rlaif-policy/9")
 
 
-def test_a_checkpoint_folder_is_found_from_any_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_folder_is_found_from_any_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warehouse = Warehouse(tmp_path / "home")
     record = SnapshotRecord(asset="ppo_policy", key="one")
     work = new_work_folder(warehouse.home)
@@ -174,7 +172,11 @@ def test_a_name_that_both_constitutions_have_asks_for_an_id(tmp_path: Path) -> N
     message = r"2 principles were called 'both'; give an id: j \(judging\), c \(critique\)"
     with pytest.raises(StoreError, match=message):
         trace_principle(warehouse, "both")
-    assert [trace_principle(warehouse, one)["kind"] for one in ("j", "c", "alone")] == ["judging", "critique", "judging"]
+    assert [trace_principle(warehouse, one)["kind"] for one in ("j", "c", "alone")] == [
+        "judging",
+        "critique",
+        "judging",
+    ]
     assert trace_principle(warehouse, "alone") == trace_principle(warehouse, "own")
 
 
@@ -256,21 +258,30 @@ def test_a_reworded_principle_is_all_that_differs(home: Home, changed: Changed) 
         (changed.principle["name"], "changed")
     ]
     assert found["constitution"][0]["words"][0] == ["+", "Think twice."]
-    rows = found["rows"]
-    assert set(rows) == {"harmlessness_preferences"}
-    assert (rows["harmlessness_preferences"]["added"], rows["harmlessness_preferences"]["removed"]) == ([], [])
-    assert rows["harmlessness_preferences"]["changed"] == changed.relabelled
+    differing = {
+        f"{asset}/{table}": rows
+        for asset, tables in found["rows"].items()
+        for table, rows in tables.items()
+        if any(rows.values())
+    }
+    assert differing == {"harmlessness_preferences/labels": {"added": [], "removed": [], "changed": changed.relabelled}}
     assert {asset: list(fields) for asset, fields in found["settings"].items()} == {"judging_constitution": ["path"]}
     assert found["code_versions"] == {} and found["judge"] is None
     assert {"sl_cai_checkpoint", "response_pairs", "critique_constitution"} <= set(found["same"])
-    rates = []
+    rates, texts = [], []
     for policy in (home.first["ppo_policy"], changed.policy):
         evaluation = next(e for e in home.warehouse.list("policy_evaluation") if e.inputs["ppo_policy"] == policy)
         rows = home.warehouse.rows("evaluation_rates", evaluation.snapshot_id)
         own = [row for row in rows if row["split"] == "test" and "ppo" in row["subject"]]
-        rates.append({f"{row['subject']}/{row['measure']}": row["value"] for row in own})
-    assert {name for name, value in rates[0].items() if rates[1][name] != value} <= set(found["results"])
-    assert all(one["a"]["text"] != one["b"]["text"] for one in found["answers"])
+        rates.append({f"{row['subject']}/{row['measure']}": [row["value"], row["low"], row["high"]] for row in own})
+        answers = home.warehouse.rows("evaluation_answers", evaluation.snapshot_id)
+        own = [row for row in answers if row["split"] == "test" and row["policy"] == "ppo"]
+        texts.append({row["prompt_id"]: row["text"] for row in own})  # one sample each
+    assert rates[0].keys() == rates[1].keys()
+    assert set(found["results"]) == {name for name, value in rates[0].items() if rates[1][name] != value}
+    assert texts[0] and {one["prompt_id"] for one in found["answers"]} == {
+        prompt for prompt, text in texts[0].items() if texts[1][prompt] != text
+    }
 
 
 def test_a_principle_reaches_the_policies_that_learned_under_it(home: Home, changed: Changed) -> None:
@@ -301,7 +312,7 @@ def test_the_command_prints_the_difference(home: Home, changed: Changed) -> None
 
 
 def published(warehouse: Warehouse, asset: str, settings: dict[str, Any], inputs: dict[str, str], **tables: Any) -> str:
-    record = SnapshotRecord(asset=asset, key=f"{asset} {settings}", settings=settings, inputs=inputs)
+    record = SnapshotRecord(asset=asset, key=f"{asset} {settings} {inputs}", settings=settings, inputs=inputs)
     return warehouse.publish(record, tables).snapshot_id
 
 
@@ -346,6 +357,64 @@ def test_settings_results_and_answers_of_two_policies(tmp_path: Path) -> None:
     assert len(diff_policies(warehouse, a, b, "test", answers=1)["answers"]) == 1
     done = CliRunner().invoke(app, ["diff", a, b, "--home", str(tmp_path)])
     assert done.exit_code == 0 and "answers that differ most" in done.output and "Question p2?" in done.output
+
+
+def test_two_versions_of_an_asset_in_one_ancestry_are_both_compared(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+
+    def labelled(p_a: float) -> str:
+        label = {"label_id": f"l{p_a}", "pair_id": "x", "principle_id": "p", "p_a": p_a, "judgement_ids": []}
+        return published(warehouse, "harmlessness_preferences", {"seed": p_a}, {}, labels=[label])
+
+    old, new = labelled(0.1), labelled(0.9)
+    half = published(warehouse, "reward_model_half_a", {}, {"harmlessness_preferences": new})
+    policies = []
+    for labels in (old, new):
+        reward = published(warehouse, "reward_model", {"of": labels}, {"harmlessness_preferences": labels})
+        policies.append(published(warehouse, "ppo_policy", {}, {"reward_model": reward, "reward_model_half_a": half}))
+    found = diff_policies(warehouse, policies[0], policies[1], "test")
+    assert found["same"] == ["reward_model_half_a"]
+    assert [sorted(ids) for ids in found["versions"]["harmlessness_preferences"]] == [sorted((old, new)), [new]]
+    seeds, other = found["settings"]["harmlessness_preferences"]["seed"]
+    assert sorted(seeds) == [0.1, 0.9] and other == 0.9
+    rows = {"added": [], "removed": [], "changed": ["x"]}
+    assert found["rows"]["harmlessness_preferences"] == {"labels": rows}
+    printed = CliRunner().invoke(app, ["diff", *policies, "--home", str(tmp_path)])
+    assert "versions of harmlessness_preferences: " in printed.output, printed.output
+
+
+def test_examples_splits_answers_and_training_rows_are_compared(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    long = "x" * 100
+    policies = []
+    for side, split, role in (("one", "train", "heldout"), ("two", "test", "train")):
+        prompts = [{"prompt_id": "q", "messages": [], "split": split, "kind": "harmful"}]
+        rows = [{"row_id": "r", "role": role, "source": "revision"}]
+        tables: dict[str, dict[str, Any]] = {
+            "red_team_prompts": {"prompts": prompts},
+            "judging_constitution": {"judging_examples": [{"example_id": f"judging {side}"}]},
+            "critique_constitution": {"critique_examples": [{"example_id": f"critique {side}"}]},
+            "sl_cai_checkpoint": {"answers": [{"answer_id": f"answer {side}"}], "training_rows": rows},
+        }
+        inputs = {name: published(warehouse, name, {}, {}, **rows) for name, rows in tables.items()}
+        policies.append(published(warehouse, "ppo_policy", {long: side}, inputs))
+    rows = diff_policies(warehouse, policies[0], policies[1], "test")["rows"]
+
+    def another(kind: str) -> dict[str, list[str]]:
+        return {"added": [f"{kind} two"], "removed": [f"{kind} one"], "changed": []}
+
+    assert rows == {
+        "red_team_prompts": {"prompts": {"added": [], "removed": [], "changed": ["q"]}},
+        "judging_constitution": {"judging_examples": another("judging")},
+        "critique_constitution": {"critique_examples": another("critique")},
+        "sl_cai_checkpoint": {
+            "answers": another("answer"),
+            "training_rows": {"added": [], "removed": [], "changed": ["r"]},
+        },
+    }
+    lines = CliRunner().invoke(app, ["diff", *policies, "--home", str(tmp_path)]).output.splitlines()
+    assert f"settings of ppo_policy: {long} one -> two" in lines  # piped lines are not wrapped
+    assert "rows of sl_cai_checkpoint (training_rows): 1 changed, changed first r" in lines
 
 
 def test_words_are_compared() -> None:
@@ -394,9 +463,7 @@ def test_links_to_mlflow_are_missing_where_its_database_is_gone(home: Home, tmp_
 
     def told() -> tuple[str, dict[str, Any], str]:
         words = ["trace", policy, "--home", str(folder)]
-        tree, found, _ = (
-            CliRunner().invoke(app, [*words, *more]) for more in ([], ["--json"], ["--html", str(page)])
-        )
+        tree, found, _ = (CliRunner().invoke(app, [*words, *more]) for more in ([], ["--json"], ["--html", str(page)]))
         return tree.output, json.loads(found.output), page.read_text()
 
     tree, found, text = told()

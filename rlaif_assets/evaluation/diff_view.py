@@ -29,6 +29,9 @@ def _ancestry(found: Mapping[str, Any]) -> Iterator[str]:
     for side, names in found["only"].items():
         if names:
             yield f"only in {side}: {', '.join(names)}"
+    for asset, (a, b) in found["versions"].items():
+        if len(a) > 1 or len(b) > 1:
+            yield f"[bold]versions[/] of {asset}: {', '.join(a)} -> {', '.join(b)}"
     for asset, fields in found["settings"].items():
         told = ", ".join(f"{name} {_value(a)} -> {_value(b)}" for name, (a, b) in fields.items())
         yield f"[bold]settings[/] of {asset}: {escape(told)}"
@@ -40,13 +43,14 @@ def _ancestry(found: Mapping[str, Any]) -> Iterator[str]:
     if found["judge"]:
         judges = [f"{found['judge'][side]['judge']}" for side in "ab"]
         yield f"[bold]judge[/]: {escape(' -> '.join(judges))}"
-    for asset, rows in found["rows"].items():
-        counts = ", ".join(
-            f"{len(rows[change]):,} {change}" for change in ("added", "removed", "changed") if rows[change]
-        )
-        some = ", ".join(rows["changed"][:SHOWN_IDS])
-        first = f", changed first {some}" if some else ""
-        yield f"[bold]rows[/] of {asset} ({rows['table']}): {counts or 'the same'}{first}"
+    for asset, tables in found["rows"].items():
+        for table, rows in tables.items():
+            counts = ", ".join(
+                f"{len(rows[change]):,} {change}" for change in ("added", "removed", "changed") if rows[change]
+            )
+            some = ", ".join(rows["changed"][:SHOWN_IDS])
+            first = f", changed first {some}" if some else ""
+            yield f"[bold]rows[/] of {asset} ({table}): {counts or 'the same'}{first}"
     yield ""
 
 

@@ -159,7 +159,9 @@ def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
         kind, row = _find_row(connection, row_id)
         if kind in ROW_TABLES:
             row_id = row[ROW_TABLES[kind]]
-        learned = _learned(connection, _rows_made_of(connection, kind, row_id, row), row_id if kind == "prompts" else None)
+        learned = _learned(
+            connection, _rows_made_of(connection, kind, row_id, row), row_id if kind == "prompts" else None
+        )
         return {
             "row_id": row_id,
             "table": kind,
@@ -217,7 +219,9 @@ def _find_row(connection: "Connection", row_id: str) -> tuple[str, dict[str, Any
 
 def _pair_of_example(connection: "Connection", example_id: str) -> list[dict[str, Any]]:
     """The community pair that pre-training made this example of; the id alone does not tell it."""
-    if not _select(connection, "SELECT 1 FROM training_rows WHERE row_id = ? AND source = 'votes' LIMIT 1", [example_id]):
+    if not _select(
+        connection, "SELECT 1 FROM training_rows WHERE row_id = ? AND source = 'votes' LIMIT 1", [example_id]
+    ):
         return []
     pairs = _ids(connection, "SELECT DISTINCT pair_id FROM community_pairs", [])
     wanted = next((pair for pair in pairs if example_id in _pmp_examples([pair])), None)
