@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 import rlaif_assets
 from rlaif_assets.cli import app
 from rlaif_assets.evaluation import lineage_view
+from rlaif_assets.evaluation.diff_view import diff_view
 from rlaif_assets.evaluation.policy_diff import diff_policies, word_diff
 from rlaif_assets.records import CommunityPair
 from rlaif_assets.store import registry
@@ -530,7 +532,7 @@ def test_only_the_addresses_of_runs_are_links(tmp_path: Path) -> None:
     assert "source=http://elsewhere.example/x" in text and "<script" not in text
 
 
-def test_text_of_rows_is_not_read_as_markup(home: Home) -> None:
+def test_text_of_rows_is_not_read_as_markup() -> None:
     hostile = {"table": "prompts", "id": "p", "messages": [{"role": "user", "content": "[bold]x[/nothing] <b>"}]}
     found = {"chain": [hostile], "learned": [], "policies": []}
     from rich.console import Console
@@ -539,6 +541,50 @@ def test_text_of_rows_is_not_read_as_markup(home: Home) -> None:
     with console.capture() as seen:
         console.print(lineage_view.row_view(found))
     assert "user: [bold]x[/nothing] <b>" in seen.get()
+
+
+HOSTILE = "fire :fire: \x1b[31mRED\x9b0m\x07 \u202eturned [red]x[/red] back\\"
+SHOWN = r"fire :fire: \x1b[31mRED\x9b0m\x07 \u202eturned [red]x[/red] back" + "\\"
+
+
+def test_text_of_others_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    warehouse = Warehouse(tmp_path)
+    prompts = [{"prompt_id": "q", "messages": [{"role": "user", "content": HOSTILE}], "split": "test"}]
+    published(warehouse, "red_team_prompts", {}, {}, prompts=prompts)
+    policies = []
+    for number in range(2):
+        principles = [{"principle_id": f"p{number}", "name": HOSTILE, "text": f"{HOSTILE} {number}"}]
+        judging = published(warehouse, "judging_constitution", {}, {}, judging_principles=principles)
+        inputs = {"judging_constitution": judging}
+        policies.append(published(warehouse, "ppo_policy", {HOSTILE: f"{number} {HOSTILE[:30]}"}, inputs))
+        answers = [
+            {"prompt_id": "q", "policy": "ppo", "split": "test", "sample": 0, "text": f"{HOSTILE}\r\n{number}"},
+        ]
+        rates = [{"split": "test", "subject": "ppo", "measure": HOSTILE, "value": number / 2}]
+        evaluation = {"evaluation_answers": answers, "evaluation_rates": rates}
+        published(warehouse, "policy_evaluation", {}, {"ppo_policy": policies[-1]}, **evaluation)
+    views = {
+        "row": lineage_view.row_view(trace_row(warehouse, "q")),
+        "principle": lineage_view.principle_view(trace_principle(warehouse, "p0")),
+        "tree": lineage_view.policy_tree(trace_policy(warehouse, policies[0])),
+        "diff": diff_view(diff_policies(warehouse, policies[0], policies[1], "test")),
+    }
+    times = {
+        "row": 1,
+        "principle": 2,
+        "tree": 1,
+        "diff": 7,
+    }  # of diff: setting, principle twice, measure, answers, prompt
+    for name, view in views.items():
+        console = Console(width=1000, highlight=False)
+        with console.capture() as seen:
+            console.print(view)
+        told = seen.get()
+        assert not {character for character in told if unicodedata.category(character) in ("Cc", "Cf")} - {"\n"}, name
+        assert told.count(SHOWN) == times[name], (name, told)
+    assert json.loads(json.dumps(trace_row(warehouse, "q")))["chain"][0]["messages"] == prompts[0]["messages"]
 
 
 def test_the_registrys_record_keeps_every_move(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.text import Text
 from rich.tree import Tree
 
 from rlaif_assets.store.warehouse import removal_text
 
 TEXT = 160  # characters of a row's text in the terminal
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 RUNS = "Dagster run "  # how the one line of `facts` begins whose addresses are links on the page
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
@@ -29,19 +29,18 @@ def policy_tree(found: Mapping[str, Any]) -> RenderableType:
     """The ancestry of `trace_policy`: each snapshot once, later mentions by id."""
     known = {one["snapshot_id"]: one for one in found["snapshots"]}
     versions = [" ".join([one["version"], *(f"@{a}" for a in one["aliases"])]) for one in found["registry"]]
-    title = escape(", ".join(versions) or found["asked"])
-    tree = Tree(f"[bold]{title}[/]", guide_style="dim")
+    tree = Tree(Text(visible(", ".join(versions) or found["asked"]), "bold"), guide_style="dim")
     shown: set[str] = set()
 
     def grow(branch: Tree, snapshot_id: str) -> None:
         one = known[snapshot_id]
-        head = f"[bold]{one['asset']}[/] {snapshot_id}"
+        head = Text.assemble((one["asset"], "bold"), f" {snapshot_id}")
         if snapshot_id in shown:
-            branch.add(f"{head} [dim](above)[/]")
+            branch.add(head.append(" (above)", "dim"))
             return
         shown.add(snapshot_id)
-        lines = [head, *(f"[dim]{escape(line)}[/]" for line in facts(one, found["mlflow_missing"]))]
-        below = branch.add("\n".join(lines))
+        lines = [head, *(Text(visible(line), "dim") for line in facts(one, found["mlflow_missing"]))]
+        below = branch.add(Text("\n").join(lines))
         for _, upstream in sorted(one["inputs"].items()):
             grow(below, upstream)
 
@@ -93,10 +92,11 @@ def passport_line(passport: Mapping[str, Any]) -> str:
 
 def row_view(found: Mapping[str, Any]) -> RenderableType:
     """The chain of `trace_row`, and what learned from the row."""
-    lines: list[str] = []
+    lines: list[Text] = []
     for one in found["chain"]:
-        lines += [f"[bold]{one['table']}[/] {one['id']}", *(f"  {escape(line)}" for line in row_lines(one))]
-    return Group(*(Text.from_markup(line) for line in [*lines, "", *map(escape, reached(found, "this row"))]))
+        lines.append(Text.assemble((one["table"], "bold"), visible(f" {one['id']}")))
+        lines += [Text(visible(f"  {line}")) for line in row_lines(one)]
+    return Group(*lines, Text(), *(Text(visible(line)) for line in reached(found, "this row")))
 
 
 def row_lines(one: Mapping[str, Any]) -> list[str]:
@@ -122,14 +122,14 @@ def row_lines(one: Mapping[str, Any]) -> list[str]:
 
 def principle_view(found: Mapping[str, Any]) -> RenderableType:
     lines = [
-        f"[bold]{escape(found['name'])}[/] {found['principle_id']} ({found['kind']})",
-        f"  {escape(found['text'])}",
+        f"  {found['text']}",
         f"  {found['judgements']:,} judgements, {found['labels']:,} labels, {found['revisions']:,} revisions"
         + (f" and {found['later_revisions']:,} made from these" if found["later_revisions"] else ""),
         "",
-        *map(escape, reached(found, "its rows")),
+        *reached(found, "its rows"),
     ]
-    return Group(*(Text.from_markup(line) for line in lines))
+    head = Text.assemble((visible(found["name"]), "bold"), visible(f" {found['principle_id']} ({found['kind']})"))
+    return Group(head, *(Text(visible(line)) for line in lines))
 
 
 def reached(found: Mapping[str, Any], what: str) -> list[str]:
@@ -167,6 +167,12 @@ def policy_page(found: Mapping[str, Any]) -> str:
 def _linked(line: str) -> str:
     text = html.escape(line)
     return re.sub(r"https?://\S+?(?=;?\s|$)", r'<a href="\g<0>">\g<0></a>', text) if line.startswith(RUNS) else text
+
+
+def visible(text: str) -> str:
+    """Text of others for a terminal: what would steer it (control characters, marks that turn the order of writing)
+    stands there as its escape; line breaks and tabs stay."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
 def _short(value: Any) -> str:
