@@ -55,19 +55,26 @@ def trace(
     """Tell what made a policy, where a row came from and what learned from it, or what a principle reached."""
     with plain_errors(debug):
         from rlaif_assets.evaluation import lineage_view
-        from rlaif_assets.instance import existing_home
+        from rlaif_assets.instance import dagster_url, existing_home
         from rlaif_assets.store import trace as traces
         from rlaif_assets.store.warehouse import Warehouse
 
         if sum(one is not None for one in (policy, row, principle)) != 1 or (page and policy is None):
             raise SettingsError("name one of POLICY, --row ID and --principle ID; --html goes with POLICY")
+        if page is not None:
+            if as_json:
+                raise SettingsError("name one of --json and --html")
+            if page.is_dir():
+                raise SettingsError(f"--html {page}: is a folder, name a file")
+            if not page.absolute().parent.is_dir():
+                raise SettingsError(f"--html {page}: there is no folder {page.absolute().parent}")
         warehouse = Warehouse(existing_home(home))
         if row is not None:
             found, view = traces.trace_row(warehouse, row), lineage_view.row_view
         elif principle is not None:
             found, view = traces.trace_principle(warehouse, principle), lineage_view.principle_view
         else:
-            found, view = traces.trace_policy(warehouse, str(policy)), lineage_view.policy_tree
+            found, view = traces.trace_policy(warehouse, str(policy), dagster_url()), lineage_view.policy_tree
         if page is not None:
             page.write_text(lineage_view.policy_page(found), encoding="utf-8")
             show(f"written to {page}")
@@ -98,7 +105,7 @@ def diff(
         if as_json:
             print(json.dumps(found, indent=2))
         else:
-            out.print(diff_view(found))
+            (out if out.is_terminal else Console(highlight=False, width=WIDE)).print(diff_view(found), crop=False)
 
 
 @lineage.command()

@@ -1,8 +1,12 @@
 """What a policy was made from, where rows came from, and what a principle reached; and the command that tells it."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +16,15 @@ from typer.testing import CliRunner
 import rlaif_assets
 from rlaif_assets.cli import app
 from rlaif_assets.evaluation import lineage_view
+from rlaif_assets.evaluation.diff_view import diff_view
 from rlaif_assets.evaluation.policy_diff import diff_policies, word_diff
+from rlaif_assets.records import CommunityPair
 from rlaif_assets.store import registry
+from rlaif_assets.store.checkpoint_files import adopt_folder, new_work_folder
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.trace import find_snapshot, trace_policy, trace_principle, trace_row
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
+from rlaif_assets.training.pmp import pmp_examples
 from tests.homes import Home
 
 
@@ -34,6 +42,26 @@ def test_a_policy_is_found_by_any_of_its_names(home: Home) -> None:
         find_snapshot(home.warehouse, "rlaif-policy/9")
 
 
+def test_a_checkpoint_folder_is_found_from_any_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warehouse = Warehouse(tmp_path / "home")
+    record = SnapshotRecord(asset="ppo_policy", key="one")
+    work = new_work_folder(warehouse.home)
+    (work / "model.safetensors").write_bytes(b"weights")
+    path = adopt_folder(work, warehouse.home, "ppo_policy")
+    first = warehouse.publish(replace(record, path=path), {}).snapshot_id
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for current, name in ((elsewhere, path), (warehouse.home, path), (warehouse.home.parent, f"home/{path}/")):
+        monkeypatch.chdir(current)
+        assert find_snapshot(warehouse, name).snapshot_id == first, (current, name)
+    second = warehouse.publish(replace(record, path=path, key="two"), {}).snapshot_id
+    with pytest.raises(StoreError, match=f"2 snapshots with equal weights; give an id: {first}, {second}"):
+        find_snapshot(warehouse, path)
+    for name in ("~nouser/x", "x" * 5000):
+        with pytest.raises(StoreError, match="no policy"):
+            find_snapshot(warehouse, name)
+
+
 def test_a_home_without_snapshots_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no snapshots yet: run `rlaif run"):
         find_snapshot(Warehouse(tmp_path), "@candidate")
@@ -42,7 +70,7 @@ def test_a_home_without_snapshots_says_so(tmp_path: Path) -> None:
 def test_the_whole_ancestry_is_told_with_what_made_it(home: Home) -> None:
     found = json.loads(json.dumps(trace_policy(home.warehouse, "@candidate")))
     by_asset = {one["asset"]: one for one in found["snapshots"]}
-    later = {"policy_evaluation", "label_changes"}
+    later = {"policy_evaluation", "label_changes", "champion_policy"}
     assert {name: one["snapshot_id"] for name, one in by_asset.items()} == {
         name: snapshot for name, snapshot in home.first.items() if name not in later
     }
@@ -105,7 +133,6 @@ def test_a_principle_is_counted_in_what_it_touched(home: Home) -> None:
     found = trace_principle(home.warehouse, principle_id)
     assert found["labels"] == len(own) and found["judgements"] >= 2 * len(own) and found["revisions"] == 0
     assert found["kind"] == "judging" and home.first["ppo_policy"] in found["policies"]
-    assert trace_principle(home.warehouse, found["name"]) == found
     revision = next(
         row for row in home.warehouse.rows("revisions", home.first["revised_responses"]) if row["principle_id"]
     )
@@ -113,6 +140,90 @@ def test_a_principle_is_counted_in_what_it_touched(home: Home) -> None:
     assert critique["kind"] == "critique" and critique["revisions"] > 0 and critique["judgements"] == 0
     with pytest.raises(StoreError, match=rf"no principle '{found['name']}x'.*{found['name']}"):
         trace_principle(home.warehouse, found["name"] + "x")
+
+
+def revised(name: str, parent: str | None, principle: str | None) -> dict[str, Any]:
+    return {"revision_id": name, "prompt_id": "q", "parent_id": parent, "principle_id": principle, "text": name}
+
+
+def test_a_principle_reaches_what_later_rounds_made_from_its_revisions(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    rounds = [revised("r0", None, None), revised("r1", "r0", "first"), revised("r2", "r1", "second")]
+    revisions = published(warehouse, "revised_responses", {}, {}, revisions=rounds)
+    rows = [{"row_id": "r2", "role": "train", "source": "revision"}]
+    sl_cai = published(warehouse, "sl_cai_checkpoint", {}, {"revised_responses": revisions}, training_rows=rows)
+    policy = published(warehouse, "ppo_policy", {}, {"sl_cai_checkpoint": sl_cai})
+    principles = [
+        {"principle_id": one, "name": one, "critique_request": "c", "revision_request": "r"}
+        for one in ("first", "second")
+    ]
+    published(warehouse, "critique_constitution", {}, {}, critique_principles=principles)
+    for name, later in (("first", 1), ("second", 0)):
+        found = trace_principle(warehouse, name)
+        assert (found["revisions"], found["later_revisions"], found["policies"]) == (1, later, [policy])
+        assert [(one["asset"], one["rows"]) for one in found["learned"]] == [("sl_cai_checkpoint", 1)]
+
+
+def test_a_name_that_both_constitutions_have_asks_for_an_id(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    judging = [{"principle_id": one, "name": name, "text": one} for one, name in (("j", "both"), ("own", "alone"))]
+    critique = [{"principle_id": "c", "name": "both", "critique_request": "look", "revision_request": "write"}]
+    published(warehouse, "judging_constitution", {}, {}, judging_principles=judging)
+    published(warehouse, "judging_constitution", {"again": 1}, {}, judging_principles=judging)
+    published(warehouse, "critique_constitution", {}, {}, critique_principles=critique)
+    message = r"2 principles were called 'both'; give an id: j \(judging\), c \(critique\)"
+    with pytest.raises(StoreError, match=message):
+        trace_principle(warehouse, "both")
+    assert [trace_principle(warehouse, one)["kind"] for one in ("j", "c", "alone")] == [
+        "judging",
+        "critique",
+        "judging",
+    ]
+    assert trace_principle(warehouse, "alone") == trace_principle(warehouse, "own")
+
+
+def test_ppo_learns_from_the_prompts_that_it_answers(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    prompts = [{"prompt_id": one, "messages": [], "split": "train"} for one in ("used", "other")]
+    sources = published(warehouse, "red_team_prompts", {}, {}, prompts=prompts)
+    rollouts = [{"prompt_id": "used", "update": update, "text": "t"} for update in (0, 1)]
+    policy = published(warehouse, "ppo_policy", {}, {"red_team_prompts": sources}, rollouts=rollouts)
+    found = trace_row(warehouse, "used")
+    assert found["learned"] == [{"asset": "ppo_policy", "snapshot_id": policy, "role": "train", "rows": 1}]
+    assert found["policies"] == [policy] and trace_row(warehouse, "other")["learned"] == []
+
+
+def test_votes_are_followed_from_answer_to_pair_to_examples_and_back(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    pairs = [CommunityPair(f"pair{n}", f"q{n}", f"good{n}", f"bad{n}", "Why?", "So.", "No.") for n in (1, 2)]
+    answers = [
+        {"answer_id": one, "question_id": pair.question_id, "question": pair.question, "text": one}
+        for pair in pairs
+        for one in (pair.better_id, pair.worse_id)
+    ]
+    rows = [vars(pair) for pair in pairs]
+    votes = published(warehouse, "community_votes", {}, {}, community_answers=answers, community_pairs=rows)
+    examples = [example.row_id for example in pmp_examples(pairs)]
+    used = [{"row_id": one, "role": "train", "source": "votes"} for one in examples]
+    checkpoint = published(warehouse, "pmp_checkpoint", {}, {"community_votes": votes}, training_rows=used)
+    learned = [{"asset": "pmp_checkpoint", "snapshot_id": checkpoint, "role": "train", "rows": 2}]
+    for name in ("pair1", "good1", "bad1", *examples[:2]):
+        found = trace_row(warehouse, name)
+        assert found["learned"] == learned and [one["asset"] for one in found["snapshots"]] == ["community_votes"], name
+    assert [one["id"] for one in trace_row(warehouse, examples[3])["chain"]] == ["good2", "bad2", "pair2"]
+    assert [one["id"] for one in trace_row(warehouse, "good1")["chain"]] == ["good1"]
+
+
+def test_an_answer_of_an_evaluation_is_found(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    prompt = {"prompt_id": "p", "messages": [{"role": "user", "content": "Why?"}], "split": "test"}
+    published(warehouse, "red_team_prompts", {}, {}, prompts=[prompt])
+    answer = {"answer_id": "e", "prompt_id": "p", "policy": "ppo", "text": "So.", "verdict": "engaged"}
+    evaluation = published(warehouse, "policy_evaluation", {}, {}, evaluation_answers=[answer])
+    found = trace_row(warehouse, "e")
+    assert [one["id"] for one in found["chain"]] == ["p", "e"] and found["learned"] == []
+    assert [one["snapshot_id"] for one in found["snapshots"]] == [evaluation]
+    assert lineage_view.row_lines(found["chain"][-1]) == ["answer of ppo, engaged", "text: So."]
 
 
 class Changed(NamedTuple):
@@ -149,21 +260,30 @@ def test_a_reworded_principle_is_all_that_differs(home: Home, changed: Changed) 
         (changed.principle["name"], "changed")
     ]
     assert found["constitution"][0]["words"][0] == ["+", "Think twice."]
-    rows = found["rows"]
-    assert set(rows) == {"harmlessness_preferences"}
-    assert (rows["harmlessness_preferences"]["added"], rows["harmlessness_preferences"]["removed"]) == ([], [])
-    assert rows["harmlessness_preferences"]["changed"] == changed.relabelled
+    differing = {
+        f"{asset}/{table}": rows
+        for asset, tables in found["rows"].items()
+        for table, rows in tables.items()
+        if any(rows.values())
+    }
+    assert differing == {"harmlessness_preferences/labels": {"added": [], "removed": [], "changed": changed.relabelled}}
     assert {asset: list(fields) for asset, fields in found["settings"].items()} == {"judging_constitution": ["path"]}
     assert found["code_versions"] == {} and found["judge"] is None
     assert {"sl_cai_checkpoint", "response_pairs", "critique_constitution"} <= set(found["same"])
-    rates = []
+    rates, texts = [], []
     for policy in (home.first["ppo_policy"], changed.policy):
         evaluation = next(e for e in home.warehouse.list("policy_evaluation") if e.inputs["ppo_policy"] == policy)
         rows = home.warehouse.rows("evaluation_rates", evaluation.snapshot_id)
         own = [row for row in rows if row["split"] == "test" and "ppo" in row["subject"]]
-        rates.append({f"{row['subject']}/{row['measure']}": row["value"] for row in own})
-    assert {name for name, value in rates[0].items() if rates[1][name] != value} <= set(found["results"])
-    assert all(one["a"]["text"] != one["b"]["text"] for one in found["answers"])
+        rates.append({f"{row['subject']}/{row['measure']}": [row["value"], row["low"], row["high"]] for row in own})
+        answers = home.warehouse.rows("evaluation_answers", evaluation.snapshot_id)
+        own = [row for row in answers if row["split"] == "test" and row["policy"] == "ppo"]
+        texts.append({row["prompt_id"]: row["text"] for row in own})  # one sample each
+    assert rates[0].keys() == rates[1].keys()
+    assert set(found["results"]) == {name for name, value in rates[0].items() if rates[1][name] != value}
+    assert texts[0] and {one["prompt_id"] for one in found["answers"]} == {
+        prompt for prompt, text in texts[0].items() if texts[1][prompt] != text
+    }
 
 
 def test_a_principle_reaches_the_policies_that_learned_under_it(home: Home, changed: Changed) -> None:
@@ -177,8 +297,10 @@ def test_a_principle_reaches_the_policies_that_learned_under_it(home: Home, chan
     labels = home.warehouse.rows("labels", home.first["harmlessness_preferences"])
     kept = next(row["principle_id"] for row in labels if row["principle_id"] != changed.principle["principle_id"])
     assert policies(kept) == {first, changed.policy}
-    with pytest.raises(StoreError, match=f"2 principles were called '{changed.principle['name']}'; give an id"):
+    with pytest.raises(StoreError, match=f"3 principles were called '{changed.principle['name']}'; give an id") as told:
         trace_principle(home.warehouse, changed.principle["name"])
+    for one in (changed.principle, changed.reworded):
+        assert f"{one['principle_id']} (judging)" in str(told.value)
 
 
 def test_the_command_prints_the_difference(home: Home, changed: Changed) -> None:
@@ -192,7 +314,7 @@ def test_the_command_prints_the_difference(home: Home, changed: Changed) -> None
 
 
 def published(warehouse: Warehouse, asset: str, settings: dict[str, Any], inputs: dict[str, str], **tables: Any) -> str:
-    record = SnapshotRecord(asset=asset, key=f"{asset} {settings}", settings=settings, inputs=inputs)
+    record = SnapshotRecord(asset=asset, key=f"{asset} {settings} {inputs}", settings=settings, inputs=inputs)
     return warehouse.publish(record, tables).snapshot_id
 
 
@@ -239,6 +361,64 @@ def test_settings_results_and_answers_of_two_policies(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "answers that differ most" in done.output and "Question p2?" in done.output
 
 
+def test_two_versions_of_an_asset_in_one_ancestry_are_both_compared(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+
+    def labelled(p_a: float) -> str:
+        label = {"label_id": f"l{p_a}", "pair_id": "x", "principle_id": "p", "p_a": p_a, "judgement_ids": []}
+        return published(warehouse, "harmlessness_preferences", {"seed": p_a}, {}, labels=[label])
+
+    old, new = labelled(0.1), labelled(0.9)
+    half = published(warehouse, "reward_model_half_a", {}, {"harmlessness_preferences": new})
+    policies = []
+    for labels in (old, new):
+        reward = published(warehouse, "reward_model", {"of": labels}, {"harmlessness_preferences": labels})
+        policies.append(published(warehouse, "ppo_policy", {}, {"reward_model": reward, "reward_model_half_a": half}))
+    found = diff_policies(warehouse, policies[0], policies[1], "test")
+    assert found["same"] == ["reward_model_half_a"]
+    assert [sorted(ids) for ids in found["versions"]["harmlessness_preferences"]] == [sorted((old, new)), [new]]
+    seeds, other = found["settings"]["harmlessness_preferences"]["seed"]
+    assert sorted(seeds) == [0.1, 0.9] and other == 0.9
+    rows = {"added": [], "removed": [], "changed": ["x"]}
+    assert found["rows"]["harmlessness_preferences"] == {"labels": rows}
+    printed = CliRunner().invoke(app, ["diff", *policies, "--home", str(tmp_path)])
+    assert "versions of harmlessness_preferences: " in printed.output, printed.output
+
+
+def test_examples_splits_answers_and_training_rows_are_compared(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    long = "x" * 100
+    policies = []
+    for side, split, role in (("one", "train", "heldout"), ("two", "test", "train")):
+        prompts = [{"prompt_id": "q", "messages": [], "split": split, "kind": "harmful"}]
+        rows = [{"row_id": "r", "role": role, "source": "revision"}]
+        tables: dict[str, dict[str, Any]] = {
+            "red_team_prompts": {"prompts": prompts},
+            "judging_constitution": {"judging_examples": [{"example_id": f"judging {side}"}]},
+            "critique_constitution": {"critique_examples": [{"example_id": f"critique {side}"}]},
+            "sl_cai_checkpoint": {"answers": [{"answer_id": f"answer {side}"}], "training_rows": rows},
+        }
+        inputs = {name: published(warehouse, name, {}, {}, **rows) for name, rows in tables.items()}
+        policies.append(published(warehouse, "ppo_policy", {long: side}, inputs))
+    rows = diff_policies(warehouse, policies[0], policies[1], "test")["rows"]
+
+    def another(kind: str) -> dict[str, list[str]]:
+        return {"added": [f"{kind} two"], "removed": [f"{kind} one"], "changed": []}
+
+    assert rows == {
+        "red_team_prompts": {"prompts": {"added": [], "removed": [], "changed": ["q"]}},
+        "judging_constitution": {"judging_examples": another("judging")},
+        "critique_constitution": {"critique_examples": another("critique")},
+        "sl_cai_checkpoint": {
+            "answers": another("answer"),
+            "training_rows": {"added": [], "removed": [], "changed": ["r"]},
+        },
+    }
+    lines = CliRunner().invoke(app, ["diff", *policies, "--home", str(tmp_path)]).output.splitlines()
+    assert f"settings of ppo_policy: {long} one -> two" in lines  # piped lines are not wrapped
+    assert "rows of sl_cai_checkpoint (training_rows): 1 changed, changed first r" in lines
+
+
 def test_words_are_compared() -> None:
     assert word_diff("choose the kind one", "choose the very kind one") == [
         [" ", "choose the"],
@@ -258,8 +438,11 @@ def test_the_command_prints_trees_chains_counts_json_and_a_page(home: Home, tmp_
     assert tree.exit_code == 0 and tree.output.startswith("rlaif-policy/")
     for words in (f"ppo_policy {policy}", "(above)", "Dagster run", "judge's passport", "was given ", "settings "):
         assert words in tree.output, words
-    assert home.warehouse.get(policy).metrics["mlflow_url"] in tree.output  # piped lines are not cut
-    assert json.loads(trace(home, policy, "--json").output)["snapshot_id"] == policy
+    record = home.warehouse.get(policy)
+    dagster = f"http://127.0.0.1:3000/runs/{record.dagster_run_id}"
+    assert f"Dagster run {dagster}; MLflow {record.metrics['mlflow_url']}\n" in tree.output  # piped lines are not cut
+    found = json.loads(trace(home, policy, "--json").output)
+    assert found["snapshot_id"] == policy and found["snapshots"][-1]["links"]["dagster"] == dagster
     label = home.warehouse.rows("labels", home.first["harmlessness_preferences"])[0]
     row = trace(home, "--row", label["label_id"])
     assert f"labels {label['label_id']}" in row.output and "policies made from these (" in row.output
@@ -267,16 +450,59 @@ def test_the_command_prints_trees_chains_counts_json_and_a_page(home: Home, tmp_
     page = tmp_path / "trace.html"
     assert trace(home, "@candidate", "--html", str(page)).exit_code == 0
     text = page.read_text()
-    assert all(
-        f'id="{snapshot}"' in text
-        for name, snapshot in home.first.items()
-        if "eval" not in name and name != "label_changes"
-    )
+    assert f'<a href="{dagster}">' in text
+    later = {"policy_evaluation", "label_changes", "champion_policy"}
+    assert all(f'id="{snapshot}"' in text for name, snapshot in home.first.items() if name not in later)
     assert "src=" not in text and "<script" not in text
+
+
+def test_links_to_mlflow_are_missing_where_its_database_is_gone(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    shutil.copytree(home.folder, folder)
+    policy, page = home.first["ppo_policy"], tmp_path / "trace.html"
+    record = home.warehouse.get(policy)
+    url, gone = str(record.metrics["mlflow_url"]), "link missing: mlflow.db is gone"
+
+    def told() -> tuple[str, dict[str, Any], str]:
+        words = ["trace", policy, "--home", str(folder)]
+        tree, found, _ = (CliRunner().invoke(app, [*words, *more]) for more in ([], ["--json"], ["--html", str(page)]))
+        return tree.output, json.loads(found.output), page.read_text()
+
+    tree, found, text = told()
+    assert url in tree and f'<a href="{url}">' in text and gone not in tree + text
+    assert found["mlflow_missing"] is None and found["snapshots"][-1]["links"]["mlflow"] == url
+    (folder / "mlflow.db").unlink()
+    tree_after, after, text_after = told()
+    for shown in (tree_after, text_after):
+        assert "/#/experiments/" not in shown and f"run {record.mlflow_run_id} ({gone})" in shown
+    assert after["mlflow_missing"] == gone and not any(one["links"]["mlflow"] for one in after["snapshots"])
+    lines = zip(tree.splitlines(), tree_after.splitlines(), strict=True)
+    assert all(before == now or "MLflow http" in before for before, now in lines)
+    for one in (*found["snapshots"], *after["snapshots"]):
+        del one["links"]["mlflow"]
+    assert after | {"mlflow_missing": None} == found
+    assert not (folder / "mlflow.db").exists()
+
+
+def test_a_home_whose_records_are_on_a_server_keeps_its_links(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    url = "https://mlflow.example/#/experiments/1/runs/r"
+    record = SnapshotRecord(asset="ppo_policy", key="k", metrics={"mlflow_url": url}, mlflow_run_id="r")
+    policy = warehouse.publish(record, {}).snapshot_id
+    found = trace_policy(warehouse, policy)
+    assert found["mlflow_missing"] is None and found["snapshots"][0]["links"]["mlflow"] == url
 
 
 def test_the_command_refuses_what_it_cannot_tell(home: Home, tmp_path: Path) -> None:
     assert trace(home).exit_code == 2 and trace(home, "@candidate", "--row", "x").exit_code == 2
+    for words, message in (
+        (["--html", str(tmp_path)], "is a folder, name a file"),
+        (["--html", str(tmp_path / "none" / "x.html")], f"there is no folder {tmp_path / 'none'}"),
+        (["--html", str(tmp_path / "x.html"), "--json"], "name one of --json and --html"),
+    ):
+        refused = trace(home, "@candidate", *words)
+        assert refused.exit_code == 2 and message in refused.output, words
+    assert not list(tmp_path.iterdir())
     unknown = trace(home, "@champion")
     assert unknown.exit_code == 1 and "no policy '@champion'" in unknown.output
     missing = CliRunner().invoke(app, ["trace", "@candidate", "--home", str(tmp_path / "none")])
@@ -294,7 +520,19 @@ def test_neither_dagster_nor_mlflow_is_imported(home: Home) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_text_of_rows_is_not_read_as_markup(home: Home) -> None:
+def test_only_the_addresses_of_runs_are_links(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    settings = {"source": "http://elsewhere.example/x"}
+    metrics = {"mlflow_url": 'http://mlflow.example/#/"><script>'}
+    record = SnapshotRecord(asset="base_model", key="k", settings=settings, metrics=metrics, mlflow_run_id="r")
+    found = trace_policy(warehouse, warehouse.publish(record, {}).snapshot_id, "http://dagster.example")
+    text = lineage_view.policy_page(found)
+    assert found["snapshots"][0]["links"]["dagster"] is None  # no run made it
+    assert re.findall(r'href="([^"]*)"', text) == ["http://mlflow.example/#/&quot;&gt;&lt;script&gt;"]
+    assert "source=http://elsewhere.example/x" in text and "<script" not in text
+
+
+def test_text_of_rows_is_not_read_as_markup() -> None:
     hostile = {"table": "prompts", "id": "p", "messages": [{"role": "user", "content": "[bold]x[/nothing] <b>"}]}
     found = {"chain": [hostile], "learned": [], "policies": []}
     from rich.console import Console
@@ -303,6 +541,50 @@ def test_text_of_rows_is_not_read_as_markup(home: Home) -> None:
     with console.capture() as seen:
         console.print(lineage_view.row_view(found))
     assert "user: [bold]x[/nothing] <b>" in seen.get()
+
+
+HOSTILE = "fire :fire: \x1b[31mRED\x9b0m\x07 \u202eturned [red]x[/red] back\\"
+SHOWN = r"fire :fire: \x1b[31mRED\x9b0m\x07 \u202eturned [red]x[/red] back" + "\\"
+
+
+def test_text_of_others_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    warehouse = Warehouse(tmp_path)
+    prompts = [{"prompt_id": "q", "messages": [{"role": "user", "content": HOSTILE}], "split": "test"}]
+    published(warehouse, "red_team_prompts", {}, {}, prompts=prompts)
+    policies = []
+    for number in range(2):
+        principles = [{"principle_id": f"p{number}", "name": HOSTILE, "text": f"{HOSTILE} {number}"}]
+        judging = published(warehouse, "judging_constitution", {}, {}, judging_principles=principles)
+        inputs = {"judging_constitution": judging}
+        policies.append(published(warehouse, "ppo_policy", {HOSTILE: f"{number} {HOSTILE[:30]}"}, inputs))
+        answers = [
+            {"prompt_id": "q", "policy": "ppo", "split": "test", "sample": 0, "text": f"{HOSTILE}\r\n{number}"},
+        ]
+        rates = [{"split": "test", "subject": "ppo", "measure": HOSTILE, "value": number / 2}]
+        evaluation = {"evaluation_answers": answers, "evaluation_rates": rates}
+        published(warehouse, "policy_evaluation", {}, {"ppo_policy": policies[-1]}, **evaluation)
+    views = {
+        "row": lineage_view.row_view(trace_row(warehouse, "q")),
+        "principle": lineage_view.principle_view(trace_principle(warehouse, "p0")),
+        "tree": lineage_view.policy_tree(trace_policy(warehouse, policies[0])),
+        "diff": diff_view(diff_policies(warehouse, policies[0], policies[1], "test")),
+    }
+    times = {
+        "row": 1,
+        "principle": 2,
+        "tree": 1,
+        "diff": 7,
+    }  # of diff: setting, principle twice, measure, answers, prompt
+    for name, view in views.items():
+        console = Console(width=1000, highlight=False)
+        with console.capture() as seen:
+            console.print(view)
+        told = seen.get()
+        assert not {character for character in told if unicodedata.category(character) in ("Cc", "Cf")} - {"\n"}, name
+        assert told.count(SHOWN) == times[name], (name, told)
+    assert json.loads(json.dumps(trace_row(warehouse, "q")))["chain"][0]["messages"] == prompts[0]["messages"]
 
 
 def test_the_registrys_record_keeps_every_move(tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 import html
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.text import Text
 from rich.tree import Tree
 
 from rlaif_assets.store.warehouse import removal_text
 
 TEXT = 160  # characters of a row's text in the terminal
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+RUNS = "Dagster run "  # how the one line of `facts` begins whose addresses are links on the page
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
 <style>body{{font:15px/1.4 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}}
@@ -27,19 +29,18 @@ def policy_tree(found: Mapping[str, Any]) -> RenderableType:
     """The ancestry of `trace_policy`: each snapshot once, later mentions by id."""
     known = {one["snapshot_id"]: one for one in found["snapshots"]}
     versions = [" ".join([one["version"], *(f"@{a}" for a in one["aliases"])]) for one in found["registry"]]
-    title = escape(", ".join(versions) or found["asked"])
-    tree = Tree(f"[bold]{title}[/]", guide_style="dim")
+    tree = Tree(Text(visible(", ".join(versions) or found["asked"]), "bold"), guide_style="dim")
     shown: set[str] = set()
 
     def grow(branch: Tree, snapshot_id: str) -> None:
         one = known[snapshot_id]
-        head = f"[bold]{one['asset']}[/] {snapshot_id}"
+        head = Text.assemble((one["asset"], "bold"), f" {snapshot_id}")
         if snapshot_id in shown:
-            branch.add(f"{head} [dim](above)[/]")
+            branch.add(head.append(" (above)", "dim"))
             return
         shown.add(snapshot_id)
-        lines = [head, *(f"[dim]{escape(line)}[/]" for line in facts(one))]
-        below = branch.add("\n".join(lines))
+        lines = [head, *(Text(visible(line), "dim") for line in facts(one, found["mlflow_missing"]))]
+        below = branch.add(Text("\n").join(lines))
         for _, upstream in sorted(one["inputs"].items()):
             grow(below, upstream)
 
@@ -47,15 +48,14 @@ def policy_tree(found: Mapping[str, Any]) -> RenderableType:
     return tree
 
 
-def facts(one: Mapping[str, Any]) -> list[str]:
+def facts(one: Mapping[str, Any], mlflow_missing: str | None) -> list[str]:
     """What is known of how a snapshot was made, a line each."""
     dirty = {True: ", tree was dirty", False: "", None: ""}[one["git_dirty"]]
     commit = f"commit {one['git_commit'][:12]}{dirty}" if one["git_commit"] else "no git commit"
     lines = [
         f"made {one['created_at'][:19]} in {one['seconds']:.1f} s on {one['device'] or 'no device'}; "
         f"code version {one['code_version']}, {commit}",
-        f"Dagster run {one['dagster_run_id']}; MLflow "
-        + (one["metrics"].get("mlflow_url") or one["mlflow_run_id"] or "has no run"),
+        f"{RUNS}{one['links']['dagster'] or one['dagster_run_id']}; MLflow {_mlflow_run(one, mlflow_missing)}",
     ]
     rows = ", ".join(f"{count:,} {table}" for table, count in one["row_counts"].items())
     tokens = f"; {one['tokens']:,} tokens" if one["tokens"] else ""
@@ -73,6 +73,14 @@ def facts(one: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _mlflow_run(one: Mapping[str, Any], missing: str | None) -> str:
+    if not one["mlflow_run_id"]:
+        return "has no run"
+    if missing:
+        return f"run {one['mlflow_run_id']} ({missing})"
+    return one["links"]["mlflow"] or f"run {one['mlflow_run_id']}"
+
+
 def passport_line(passport: Mapping[str, Any]) -> str:
     failed = [row["audit"] for row in passport["audits"] if not row["passed"]]
     told = f"failed: {', '.join(failed)}" if failed else "all passed"
@@ -84,10 +92,11 @@ def passport_line(passport: Mapping[str, Any]) -> str:
 
 def row_view(found: Mapping[str, Any]) -> RenderableType:
     """The chain of `trace_row`, and what learned from the row."""
-    lines: list[str] = []
+    lines: list[Text] = []
     for one in found["chain"]:
-        lines += [f"[bold]{one['table']}[/] {one['id']}", *(f"  {escape(line)}" for line in row_lines(one))]
-    return Group(*(Text.from_markup(line) for line in [*lines, "", *map(escape, reached(found, "this row"))]))
+        lines.append(Text.assemble((one["table"], "bold"), visible(f" {one['id']}")))
+        lines += [Text(visible(f"  {line}")) for line in row_lines(one)]
+    return Group(*lines, Text(), *(Text(visible(line)) for line in reached(found, "this row")))
 
 
 def row_lines(one: Mapping[str, Any]) -> list[str]:
@@ -97,7 +106,9 @@ def row_lines(one: Mapping[str, Any]) -> list[str]:
         lines.append(f"under {one['principle']} ({one['principle_id']}): {_cut(one['principle_text'])}")
     if one.get("messages"):
         lines += [f"{message['role']}: {_cut(message['content'])}" for message in one["messages"]]
-    for name in ("critique", "text", "response_a", "response_b", "rationale"):
+    if one.get("policy"):
+        lines.append(f"answer of {one['policy']}, {one.get('verdict') or 'no verdict'}")
+    for name in ("question", "critique", "text", "response_a", "response_b", "better", "worse", "rationale"):
         if one.get(name):
             lines.append(f"{name}: {_cut(one[name])}")
     if one.get("logprob_first") is not None:
@@ -111,13 +122,14 @@ def row_lines(one: Mapping[str, Any]) -> list[str]:
 
 def principle_view(found: Mapping[str, Any]) -> RenderableType:
     lines = [
-        f"[bold]{escape(found['name'])}[/] {found['principle_id']} ({found['kind']})",
-        f"  {escape(found['text'])}",
-        f"  {found['judgements']:,} judgements, {found['labels']:,} labels, {found['revisions']:,} revisions",
+        f"  {found['text']}",
+        f"  {found['judgements']:,} judgements, {found['labels']:,} labels, {found['revisions']:,} revisions"
+        + (f" and {found['later_revisions']:,} made from these" if found["later_revisions"] else ""),
         "",
-        *map(escape, reached(found, "its rows")),
+        *reached(found, "its rows"),
     ]
-    return Group(*(Text.from_markup(line) for line in lines))
+    head = Text.assemble((visible(found["name"]), "bold"), visible(f" {found['principle_id']} ({found['kind']})"))
+    return Group(head, *(Text(visible(line)) for line in lines))
 
 
 def reached(found: Mapping[str, Any], what: str) -> list[str]:
@@ -141,8 +153,9 @@ def policy_page(found: Mapping[str, Any]) -> str:
         if snapshot_id in shown:
             return f'<details><summary>{head} <a href="#{snapshot_id}">above</a></summary></details>'
         shown.add(snapshot_id)
-        told = "".join(f"<dd>{_linked(line)}</dd>" for line in facts(one))
-        numbers = html.escape(json.dumps({"settings": one["settings"], "metrics": one["metrics"]}, indent=1))
+        told = "".join(f"<dd>{_linked(line)}</dd>" for line in facts(one, found["mlflow_missing"]))
+        metrics = {name: value for name, value in one["metrics"].items() if name != "mlflow_url"}
+        numbers = html.escape(json.dumps({"settings": one["settings"], "metrics": metrics}, indent=1))
         inputs = "".join(block(upstream) for _, upstream in sorted(one["inputs"].items()))
         more = f"<details><summary>settings and metrics</summary><pre>{numbers}</pre></details>"
         return f'<details open id="{snapshot_id}"><summary>{head}</summary><dl>{told}</dl>{more}{inputs}</details>'
@@ -153,8 +166,13 @@ def policy_page(found: Mapping[str, Any]) -> str:
 
 def _linked(line: str) -> str:
     text = html.escape(line)
-    before, found, address = text.partition("MLflow http")
-    return f'{before}MLflow <a href="http{address}">http{address}</a>' if found else text
+    return re.sub(r"https?://\S+?(?=;?\s|$)", r'<a href="\g<0>">\g<0></a>', text) if line.startswith(RUNS) else text
+
+
+def visible(text: str) -> str:
+    """Text of others for a terminal: what would steer it (control characters, marks that turn the order of writing)
+    stands there as its escape; line breaks and tabs stay."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
 def _short(value: Any) -> str:

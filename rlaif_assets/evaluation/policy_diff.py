@@ -12,12 +12,16 @@ from rlaif_assets.store.warehouse import Row, SnapshotRecord, Warehouse
 
 # What a row is, beside what may be said anew of the same one: asset, table, its id, and the columns that may change.
 TABLES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
-    ("red_team_prompts", "prompts", "prompt_id", ()),
-    ("helpful_prompts", "prompts", "prompt_id", ()),
+    ("red_team_prompts", "prompts", "prompt_id", ("split", "kind")),
+    ("helpful_prompts", "prompts", "prompt_id", ("split", "kind")),
+    ("critique_constitution", "critique_examples", "example_id", ()),
+    ("judging_constitution", "judging_examples", "example_id", ()),
     ("community_votes", "community_pairs", "pair_id", ()),
-    ("helpfulness_preferences", "comparisons", "comparison_id", ("p_a",)),
+    ("helpfulness_preferences", "comparisons", "comparison_id", ("p_a", "split")),
     ("human_verdicts", "human_verdicts", "verdict_id", ("p_a",)),
     ("revised_responses", "revisions", "revision_id", ()),
+    ("sl_cai_checkpoint", "answers", "answer_id", ()),
+    ("sl_cai_checkpoint", "training_rows", "row_id", ("role",)),
     ("response_pairs", "pairs", "pair_id", ()),
     ("harmlessness_preferences", "labels", "pair_id", ("p_a", "principle_id", "annotator")),
 )
@@ -30,31 +34,33 @@ NO_SETTING = "(none)"
 
 
 def diff_policies(warehouse: Warehouse, a: str, b: str, split: str, answers: int = 5) -> dict[str, Any]:
-    """{a, b, same, only, settings, code_versions, constitution, judge, rows, results, answers, notes}.
+    """{a, b, same, only, versions, settings, code_versions, constitution, judge, rows, results, answers, notes}.
 
-    settings: {asset: {field: [a's, b's]}} of what both have; code_versions: {asset: [a's, b's]}; constitution: one
-    entry per principle (by name) that was added, removed or changed, {principle, table, change, words};
-    judge: {a, b} where the judges differ; rows: {asset: {table, added, removed, changed}} of assets whose snapshots
-    differ, changed being those whose label is another one; results: {measure: {a, b}} with [value, low, high];
-    answers: the prompts whose answers differ most, side by side. notes say what could not be compared.
-    Raises StoreError.
+    versions: {asset: [a's, b's]}, snapshot ids of the assets of both that differ; an ancestry may hold several of one
+    asset. settings: {asset: {field: [a's, b's]}} of what both have; code_versions: {asset: [a's, b's]}; of several
+    versions with different values a list of these. constitution: one entry per principle (by name) that was added,
+    removed or changed, {principle, table, change, words}; judge: {a, b} where the judges differ; rows: {asset: {table:
+    {added, removed, changed}}} of assets whose snapshots differ, over all their versions, changed being those of which
+    something else is said (another label, split or role); results: {measure: {a, b}} with [value, low, high]; answers:
+    the prompts whose answers differ most, side by side. notes say what could not be compared. Raises StoreError.
     """
     sides = find_snapshot(warehouse, a), find_snapshot(warehouse, b)
     if sides[0].asset != sides[1].asset:
         kinds = " and ".join(f"{one.snapshot_id} is of {one.asset}" for one in sides)
         raise StoreError(f"{kinds}: name two of one asset")
-    made = tuple({one.asset: one for one in ancestry(warehouse, side.snapshot_id)} for side in sides)
+    made = tuple(_versions(warehouse, side.snapshot_id) for side in sides)
     found: dict[str, Any] = {"a": _named(sides[0]), "b": _named(sides[1]), "notes": []}
     both = sorted(made[0].keys() & made[1].keys())
     found["only"] = {"a": sorted(made[0].keys() - made[1].keys()), "b": sorted(made[1].keys() - made[0].keys())}
-    changed = [name for name in both if made[0][name].snapshot_id != made[1][name].snapshot_id]
-    found["same"] = [name for name in both if name not in changed]
-    pairs = {name: (made[0][name], made[1][name]) for name in changed}
+    ids = {name: [[one.snapshot_id for one in side[name]] for side in made] for name in both}
+    found["versions"] = {name: two for name, two in ids.items() if set(two[0]) != set(two[1])}
+    found["same"] = [name for name in both if name not in found["versions"]]
+    pairs = {name: (made[0][name], made[1][name]) for name in found["versions"]}
     found["settings"] = {name: told for name, two in pairs.items() if (told := _settings(*two))}
     found["code_versions"] = {
-        name: [one.code_version for one in two]
+        name: versions
         for name, two in pairs.items()
-        if two[0].code_version != two[1].code_version
+        if (versions := _differing(*([one.code_version for one in side] for side in two)))
     }
     found["constitution"] = [
         entry
@@ -63,11 +69,10 @@ def diff_policies(warehouse: Warehouse, a: str, b: str, split: str, answers: int
         for entry in _principles(warehouse, pairs[asset], table, columns)
     ]
     found["judge"] = _judges(made)
-    found["rows"] = {
-        asset: {"table": table, **_rows(warehouse, pairs[asset], table, column, changeable)}
-        for asset, table, column, changeable in TABLES
-        if asset in pairs
-    }
+    found["rows"] = {}
+    for asset, table, column, changeable in TABLES:
+        if asset in pairs:
+            found["rows"].setdefault(asset, {})[table] = _rows(warehouse, pairs[asset], table, column, changeable)
     found |= _results(warehouse, sides, split, answers, found["notes"])
     return found
 
@@ -76,23 +81,42 @@ def _named(record: SnapshotRecord) -> dict[str, str]:
     return {"snapshot_id": record.snapshot_id, "asset": record.asset, "created_at": record.created_at}
 
 
-def _settings(a: SnapshotRecord, b: SnapshotRecord) -> dict[str, list[Any]]:
-    names = sorted(a.settings.keys() | b.settings.keys())
-    two = {name: [a.settings.get(name, NO_SETTING), b.settings.get(name, NO_SETTING)] for name in names}
-    return {name: values for name, values in two.items() if values[0] != values[1]}
+def _versions(warehouse: Warehouse, snapshot_id: str) -> dict[str, list[SnapshotRecord]]:
+    """The ancestry by asset; models of one policy may have been trained on different versions of an input."""
+    found: dict[str, list[SnapshotRecord]] = {}
+    for record in ancestry(warehouse, snapshot_id):
+        found.setdefault(record.asset, []).append(record)
+    return found
+
+
+def _differing(a: Sequence[Any], b: Sequence[Any]) -> list[Any] | None:
+    """[a's, b's] where they have different values, in any order; the value itself where a side has one."""
+    sides = [[value for place, value in enumerate(side) if value not in side[:place]] for side in (a, b)]
+    if all(value in sides[1] for value in sides[0]) and len(sides[0]) == len(sides[1]):
+        return None
+    return [side[0] if len(side) == 1 else side for side in sides]
+
+
+def _settings(a: Sequence[SnapshotRecord], b: Sequence[SnapshotRecord]) -> dict[str, list[Any]]:
+    names = sorted({name for one in (*a, *b) for name in one.settings})
+    two = {
+        name: _differing(*([one.settings.get(name, NO_SETTING) for one in side] for side in (a, b))) for name in names
+    }
+    return {name: values for name, values in two.items() if values}
 
 
 def _principles(
-    warehouse: Warehouse, two: Sequence[SnapshotRecord], table: str, columns: Sequence[str]
+    warehouse: Warehouse, two: Sequence[Sequence[SnapshotRecord]], table: str, columns: Sequence[str]
 ) -> Iterable[dict[str, Any]]:
     """Reworded principles are those of one name; a name that several share is compared as a whole."""
     texts: list[dict[str, str]] = []
-    for record in two:
-        by_name: dict[str, str] = {}
-        for row in warehouse.rows(table, record.snapshot_id):
+    for records in two:
+        by_name: dict[str, list[str]] = {}
+        for row in _all_rows(warehouse, table, records):
             text = " / ".join(str(row[column]) for column in columns if row[column])
-            by_name[row["name"]] = f"{by_name[row['name']]} | {text}" if row["name"] in by_name else text
-        texts.append(by_name)
+            if text not in by_name.setdefault(row["name"], []):
+                by_name[row["name"]].append(text)
+        texts.append({name: " | ".join(found) for name, found in by_name.items()})
     for name in sorted(texts[0].keys() | texts[1].keys()):
         before, after = texts[0].get(name), texts[1].get(name)
         if before != after:
@@ -114,29 +138,44 @@ def word_diff(before: str, after: str) -> list[list[str]]:
     return found
 
 
-def _judges(made: Sequence[Mapping[str, SnapshotRecord]]) -> dict[str, Any] | None:
-    """Fingerprint, template and settings of both passports, where any differs."""
-    told = []
+def _judges(made: Sequence[Mapping[str, Sequence[SnapshotRecord]]]) -> dict[str, Any] | None:
+    """Fingerprint, template and settings of a passport of each, where any differs."""
+    told: list[list[dict[str, Any]]] = []
     for side in made:
-        labels = side.get("harmlessness_preferences")
-        passport = (labels.metrics.get(PASSPORT) if labels else None) or {}
-        told.append({name: passport.get(name) for name in ("passport_id", "judge", "template", "settings", "model")})
-    same = all(told[0][name] == told[1][name] for name in told[0] if name != "passport_id")
-    return None if same else {"a": told[0], "b": told[1]}
+        passports = [record.metrics.get(PASSPORT) or {} for record in side.get("harmlessness_preferences", ())] or [{}]
+        told.append(
+            [
+                {name: one.get(name) for name in ("passport_id", "judge", "template", "settings", "model")}
+                for one in passports
+            ]
+        )
+    what = [[{**one, "passport_id": None} for one in side] for side in told]
+    if _differing(*what) is None:
+        return None
+    own = [[one for one, content in zip(told[i], what[i], strict=True) if content not in what[1 - i]] for i in (0, 1)]
+    return {side: (own[i] or told[i])[-1] for i, side in enumerate("ab")}
+
+
+def _all_rows(warehouse: Warehouse, table: str, records: Sequence[SnapshotRecord]) -> Iterable[Row]:
+    return (row for record in records for row in warehouse.rows(table, record.snapshot_id))
 
 
 def _rows(
-    warehouse: Warehouse, two: Sequence[SnapshotRecord], table: str, column: str, changeable: Sequence[str]
+    warehouse: Warehouse,
+    two: Sequence[Sequence[SnapshotRecord]],
+    table: str,
+    column: str,
+    changeable: Sequence[str],
 ) -> dict[str, Any]:
-    sides: list[dict[str, Row]] = [
-        {row[column]: row for row in warehouse.rows(table, record.snapshot_id)} for record in two
-    ]
+    sides: list[dict[str, set[tuple[Any, ...]]]] = [{}, {}]  # what is said of each row
+    for said, records in zip(sides, two, strict=True):
+        for row in _all_rows(warehouse, table, records):
+            said.setdefault(row[column], set()).add(tuple(row[name] for name in changeable))
     common = sides[0].keys() & sides[1].keys()
-    changed = [one for one in common if any(sides[0][one][name] != sides[1][one][name] for name in changeable)]
     return {
         "added": sorted(sides[1].keys() - common),
         "removed": sorted(sides[0].keys() - common),
-        "changed": sorted(changed),
+        "changed": sorted(one for one in common if sides[0][one] != sides[1][one]),
     }
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rlaif_assets.settings import nearest
 from rlaif_assets.store import registry
 from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.fingerprint import row_id as id_of
 from rlaif_assets.store.lineage import ancestry
+from rlaif_assets.store.tracking import DATABASE, LOCK
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, rows_where
 
 if TYPE_CHECKING:
@@ -30,14 +32,19 @@ ROW_TABLES = {
     "human_verdicts": "verdict_id",
     "comparisons": "comparison_id",
     "community_pairs": "pair_id",
+    "community_answers": "answer_id",
+    "evaluation_answers": "answer_id",
 }
+# Of labels; a judgement is of its label's pair, and by that column the most are left out before a list is read.
+NAMES_JUDGEMENT = "pair_id = $pair_id AND list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), $id)"
+PMP_PARTS = ("better", "worse")  # the two examples of a community pair, see `training.pmp`
 PRINCIPLE_TABLES = ("judging_principles", "critique_principles")
 
 
 def find_snapshot(warehouse: Warehouse, name: str) -> SnapshotRecord:
     """A snapshot id, or its beginning (8 digits or more); a version of the registry (`rlaif-policy/3`, `@champion`,
-    `rlaif-policy@champion`); an asset's name for its current snapshot; or the folder of a checkpoint in this home, also
-    of one that was removed.
+    `rlaif-policy@champion`); an asset's name for its current snapshot; or the folder of a checkpoint in this home, from
+    the current folder or from the home, also of one that was removed.
 
     Raises StoreError with the nearest names.
     """
@@ -50,9 +57,10 @@ def find_snapshot(warehouse: Warehouse, name: str) -> SnapshotRecord:
             return warehouse.get(version.snapshot_id)
     found = warehouse.named(name)
     if not found:
-        folder = Path(name).expanduser().resolve()
-        if folder.is_relative_to(warehouse.home.resolve()):
-            found = warehouse.of_folder(str(folder.relative_to(warehouse.home.resolve())))
+        found = _of_folder(warehouse, name)
+        if len(found) > 1:
+            ids = ", ".join(one.snapshot_id for one in found)
+            raise StoreError(f"{name} is the folder of {len(found)} snapshots with equal weights; give an id: {ids}")
     if len(found) == 1:
         return found[0]
     if found:
@@ -67,15 +75,31 @@ def find_snapshot(warehouse: Warehouse, name: str) -> SnapshotRecord:
     )
 
 
-def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
-    """{asked, snapshot_id, registry, snapshots}: the snapshot and all its ancestors, what is read before what reads it.
+def _of_folder(warehouse: Warehouse, name: str) -> list[SnapshotRecord]:
+    """The snapshots of the first of these folders that has any: as it is named from here, and from the home."""
+    home = warehouse.home.resolve()
+    try:
+        folders = [Path(name).expanduser().resolve(), (home / name).resolve()]
+    except (OSError, RuntimeError):  # a user that is not there, a name too long, a loop of links
+        return []
+    inside = [str(folder.relative_to(home)) for folder in folders if folder.is_relative_to(home)]
+    return next((found for folder in inside if (found := warehouse.of_folder(folder))), [])
+
+
+def trace_policy(warehouse: Warehouse, name: str, dagster_url: str | None = None) -> dict[str, Any]:
+    """{asked, snapshot_id, registry, mlflow_missing, snapshots}: the snapshot and all its ancestors, what is read
+    before what reads it.
 
     Each has the fields of `SnapshotRecord`; `learned`: rows by source where it trained; `passport`: the judge's, on
-    labels; `removed`: see `Warehouse.removals`. `registry`: the versions that are this snapshot, with their aliases.
+    labels; `removed`: see `Warehouse.removals`; `links`: {dagster, mlflow}, the runs' pages or None
+    (`dagster_url`: base of Dagster's).
+    `registry`: the versions that are this snapshot, with their aliases. `mlflow_missing`: why no link to MLflow is
+    given, where the home's own database is gone.
     """
     asked = find_snapshot(warehouse, name)
     records = ancestry(warehouse, asked.snapshot_id)
     removed = warehouse.removals(records)
+    missing = _mlflow_missing(warehouse.home)
     with warehouse.connection(read_only=True) as connection:
         learned = _learned_by_source(connection, [record.snapshot_id for record in records])
     return {
@@ -86,16 +110,27 @@ def trace_policy(warehouse: Warehouse, name: str) -> dict[str, Any]:
             for one in registry.versions(warehouse)
             if one.snapshot_id == asked.snapshot_id
         ],
+        "mlflow_missing": missing,
         "snapshots": [
             dataclasses.asdict(record)
             | {
                 "learned": learned.get(record.snapshot_id, {}),
                 PASSPORT: record.metrics.get(PASSPORT),
                 "removed": removed.get(record.snapshot_id),
+                "links": {
+                    "dagster": f"{dagster_url}/runs/{run}" if dagster_url and (run := record.dagster_run_id) else None,
+                    "mlflow": None if missing else record.metrics.get("mlflow_url"),
+                },
             }
             for record in records
         ],
     }
+
+
+def _mlflow_missing(home: Path) -> str | None:
+    """A home whose records are kept on a server never had a database, nor its lock."""
+    kept_here = (home / LOCK).exists()
+    return f"link missing: {DATABASE} is gone" if kept_here and not (home / DATABASE).is_file() else None
 
 
 def _learned_by_source(connection: "Connection", snapshot_ids: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -112,7 +147,8 @@ def _learned_by_source(connection: "Connection", snapshot_ids: Sequence[str]) ->
 
 def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
     """{row_id, table, chain, snapshots, learned, policies} of a prompt, response, revision, pair, label, judgement,
-    comparison or verdict.
+    comparison, verdict, or an answer of the community or an evaluation; an id of pre-training, which makes two examples
+    of a community pair, is told as that pair.
 
     chain: the rows that it was made of, [{table, id, ...their columns}], first the prompt and last the row itself, with
     the principles' texts. snapshots: those that hold it. learned: the trained models that were given it, or a row made
@@ -121,22 +157,28 @@ def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
     """
     with warehouse.connection(read_only=True) as connection:
         kind, row = _find_row(connection, row_id)
-        learned = _learned(connection, _rows_made_of(connection, kind, row_id))
+        if kind in ROW_TABLES:
+            row_id = row[ROW_TABLES[kind]]
+        learned = _learned(
+            connection, _rows_made_of(connection, kind, row_id, row), row_id if kind == "prompts" else None
+        )
         return {
             "row_id": row_id,
             "table": kind,
             "chain": list(_chain(connection, kind, row)),
-            "snapshots": _holders(connection, kind, row_id),
+            "snapshots": _holders(connection, kind, row_id, row),
             "learned": learned,
             "policies": _policies_from(connection, {one["snapshot_id"] for one in learned}),
         }
 
 
 def trace_principle(warehouse: Warehouse, name: str) -> dict[str, Any]:
-    """{principle_id, name, text, kind, judgements, labels, revisions, learned, policies} of a principle, by id or name.
+    """{principle_id, name, text, kind, judgements, labels, revisions, later_revisions, learned, policies} of a
+    principle, by id or name.
 
-    Counts are of distinct rows: judgements under it, labels that one of these is in, revisions that it asked for.
-    learned and policies: as of `trace_row`, over all of these labels and revisions. Raises StoreError.
+    Counts are of distinct rows: judgements under it, labels that one of these is in, revisions that it asked for, and
+    later ones that were made of these under other principles. learned and policies: as of `trace_row`, over all of
+    these labels and revisions. Raises StoreError.
     """
     with warehouse.connection(read_only=True) as connection:
         principle = _find_principle(connection, name)
@@ -144,11 +186,13 @@ def trace_principle(warehouse: Warehouse, name: str) -> dict[str, Any]:
         judgements = _select(connection, "SELECT count(*) FROM judgements WHERE principle_id = ?", one)[0][0]
         labels = _labels_under(connection, principle["principle_id"])
         revisions = _ids(connection, "SELECT DISTINCT revision_id FROM revisions WHERE principle_id = ?", one)
-        learned = _learned(connection, [*labels, *revisions])
+        revised = _revised_from(connection, revisions)
+        learned = _learned(connection, [*labels, *revised])
         return principle | {
             "judgements": judgements,
             "labels": len(labels),
             "revisions": len(revisions),
+            "later_revisions": len(revised) - len(revisions),
             "learned": learned,
             "policies": _policies_from(connection, {found["snapshot_id"] for found in learned}),
         }
@@ -168,14 +212,31 @@ def _find_row(connection: "Connection", row_id: str) -> tuple[str, dict[str, Any
             pair = rows[0]
             response = {"response_id": row_id, "prompt_id": pair["prompt_id"], "text": pair[f"response_{side}"]}
             return "responses", response | {"seed": pair[f"seed_{side}"], "pair_id": pair["pair_id"]}
-    raise StoreError(f"no prompt, response, revision, pair, label, judgement, comparison or verdict {row_id}")
+    if rows := _pair_of_example(connection, row_id):
+        return "community_pairs", rows[0]
+    raise StoreError(f"no prompt, response, revision, pair, label, judgement, comparison, verdict or answer {row_id}")
+
+
+def _pair_of_example(connection: "Connection", example_id: str) -> list[dict[str, Any]]:
+    """The community pair that pre-training made this example of; the id alone does not tell it."""
+    if not _select(
+        connection, "SELECT 1 FROM training_rows WHERE row_id = ? AND source = 'votes' LIMIT 1", [example_id]
+    ):
+        return []
+    pairs = _ids(connection, "SELECT DISTINCT pair_id FROM community_pairs", [])
+    wanted = next((pair for pair in pairs if example_id in _pmp_examples([pair])), None)
+    return rows_where(connection, "community_pairs", "pair_id", wanted) if wanted else []
+
+
+def _pmp_examples(pair_ids: Iterable[str]) -> list[str]:
+    return [id_of("pmp_example", pair_id, part) for pair_id in pair_ids for part in PMP_PARTS]
 
 
 def _chain(connection: "Connection", kind: str, row: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """What a row was made of, oldest first, and the row itself."""
     one = ROW_TABLES.get(kind, {"judgements": "judgement_id", "responses": "response_id"}.get(kind, ""))
     own = {"table": kind, "id": row[one], **row}
-    if kind in ("revisions", "answers", "pairs", "responses"):
+    if kind in ("revisions", "answers", "pairs", "responses", "evaluation_answers"):
         if kind == "revisions" and row["parent_id"]:
             yield from _chain(
                 connection, "revisions", rows_where(connection, "revisions", "revision_id", row["parent_id"])[0]
@@ -186,6 +247,10 @@ def _chain(connection: "Connection", kind: str, row: Mapping[str, Any]) -> Itera
     elif kind in ("labels", "judgements", "human_verdicts") and row["pair_id"]:
         for pair in rows_where(connection, "pairs", "pair_id", row["pair_id"])[:1]:
             yield from _chain(connection, "pairs", pair)
+    elif kind == "community_pairs":
+        for part in PMP_PARTS:
+            for answer in rows_where(connection, "community_answers", "answer_id", row[f"{part}_id"])[:1]:
+                yield from _chain(connection, "community_answers", answer)
     if kind == "labels":
         for judgement_id in row["judgement_ids"] or ():
             for judgement in rows_where(connection, "judgements", "judgement_id", judgement_id):
@@ -206,12 +271,12 @@ def _with_principle(connection: "Connection", row: dict[str, Any]) -> dict[str, 
     return row
 
 
-def _rows_made_of(connection: "Connection", kind: str, row_id: str) -> list[str]:
+def _rows_made_of(connection: "Connection", kind: str, row_id: str, row: Mapping[str, Any]) -> list[str]:
     """Ids that trainers were told of: the row's own and those of the labels and revisions made of it."""
     one = [row_id]
     if kind == "judgements":
-        query = "SELECT DISTINCT label_id FROM labels WHERE list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), ?)"
-        return [*one, *_ids(connection, query, one)]
+        query = f"SELECT DISTINCT label_id FROM labels WHERE {NAMES_JUDGEMENT}"
+        return [*one, *_ids(connection, query, {"id": row_id, "pair_id": row["pair_id"]})]
     if kind == "human_verdicts":
         query = "SELECT DISTINCT label_id FROM labels WHERE list_contains(from_json(verdict_ids, '[\"VARCHAR\"]'), ?)"
         return [*one, *_ids(connection, query, one)]
@@ -221,14 +286,15 @@ def _rows_made_of(connection: "Connection", kind: str, row_id: str) -> list[str]
             " (SELECT pair_id FROM pairs WHERE ? IN (response_a_id, response_b_id)) USING (pair_id)"
         )
         return [*one, *_ids(connection, query, one)]
+    if kind == "community_pairs":
+        return [*one, *_pmp_examples(one)]
+    if kind == "community_answers":
+        query = "SELECT DISTINCT pair_id FROM community_pairs WHERE ? IN (better_id, worse_id)"
+        return [*one, *_pmp_examples(_ids(connection, query, one))]
     if kind == "pairs":
         return [*one, *_ids(connection, "SELECT DISTINCT label_id FROM labels WHERE pair_id = ?", one)]
     if kind == "revisions":
-        query = (
-            "WITH RECURSIVE later(id) AS (SELECT ? UNION SELECT revision_id FROM revisions JOIN later"
-            " ON parent_id = id) SELECT id FROM later"
-        )
-        return _ids(connection, query, one)
+        return _revised_from(connection, one)
     if kind == "prompts":
         query = (
             "SELECT DISTINCT revision_id FROM revisions WHERE prompt_id = $id UNION SELECT DISTINCT answer_id FROM"
@@ -239,10 +305,20 @@ def _rows_made_of(connection: "Connection", kind: str, row_id: str) -> list[str]
     return one
 
 
-def _holders(connection: "Connection", kind: str, row_id: str) -> list[dict[str, Any]]:
+def _revised_from(connection: "Connection", revision_ids: Sequence[str]) -> list[str]:
+    """These revisions and those of later rounds that were made of them."""
+    query = (
+        "WITH RECURSIVE later(id) AS (SELECT unnest(?::VARCHAR[]) UNION SELECT revision_id FROM revisions JOIN later"
+        " ON parent_id = id) SELECT id FROM later"
+    )
+    return _ids(connection, query, [list(revision_ids)])
+
+
+def _holders(connection: "Connection", kind: str, row_id: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The snapshots that hold the row; of a judgement those whose labels name it."""
+    values = {"id": row_id}
     if kind == "judgements":
-        where = "labels WHERE list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), $id)"
+        where, values = f"labels WHERE {NAMES_JUDGEMENT}", values | {"pair_id": row["pair_id"]}
     elif kind == "responses":
         where = "pairs WHERE $id IN (response_a_id, response_b_id)"
     else:
@@ -252,25 +328,27 @@ def _holders(connection: "Connection", kind: str, row_id: str) -> list[dict[str,
         f" (SELECT snapshot_id FROM {where}) USING (snapshot_id) ORDER BY position"
     )
     names = ("asset", "snapshot_id", "created_at")
-    return [dict(zip(names, row, strict=True)) for row in _select(connection, query, {"id": row_id})]
+    return [dict(zip(names, row, strict=True)) for row in _select(connection, query, values)]
 
 
 # Principles
 
 
 def _find_principle(connection: "Connection", name: str) -> dict[str, Any]:
-    names: set[str] = set()
-    for table in PRINCIPLE_TABLES:
-        kind = "judging" if table == "judging_principles" else "critique"
-        for column in ("principle_id", "name"):
-            found = rows_where(connection, table, column, name)
-            texts = {row["principle_id"]: row for row in found}
-            if len(texts) > 1:
-                raise StoreError(f"{len(texts)} principles were called {name!r}; give an id: {', '.join(texts)}")
-            for row in texts.values():
+    for column in ("principle_id", "name"):
+        found: dict[str, dict[str, Any]] = {}
+        for table in PRINCIPLE_TABLES:
+            kind = "judging" if table == "judging_principles" else "critique"
+            for row in rows_where(connection, table, column, name):
                 text = row.get("text") or f"{row['critique_request']} / {row['revision_request']}"
-                return {"principle_id": row["principle_id"], "name": row["name"], "text": text, "kind": kind}
-        names |= set(_ids(connection, f'SELECT DISTINCT name FROM "{table}"', []))
+                told = {"principle_id": row["principle_id"], "name": row["name"], "text": text, "kind": kind}
+                found.setdefault(row["principle_id"], told)
+        if len(found) > 1:
+            ids = ", ".join(f"{one} ({told['kind']})" for one, told in found.items())
+            raise StoreError(f"{len(found)} principles were called {name!r}; give an id: {ids}")
+        if found:
+            return next(iter(found.values()))
+    names = {one for table in PRINCIPLE_TABLES for one in _ids(connection, f'SELECT DISTINCT name FROM "{table}"', [])}
     raise StoreError(f"no principle {name!r}: {nearest(name, sorted(names))}")
 
 
@@ -288,16 +366,19 @@ def _labels_under(connection: "Connection", principle_id: str) -> list[str]:
 # What learned from rows
 
 
-def _learned(connection: "Connection", row_ids: Sequence[str]) -> list[dict[str, Any]]:
+def _learned(connection: "Connection", row_ids: Sequence[str], prompt_id: str | None = None) -> list[dict[str, Any]]:
+    """The models that trained on these rows or held them out, and those that answered the prompt in their training."""
     import pyarrow as pa
 
     query = (
         "SELECT asset, snapshot_id, role, rows FROM (SELECT snapshot_id, role, count(DISTINCT row_id) AS rows"
-        " FROM training_rows SEMI JOIN wanted ON training_rows.row_id = wanted.id GROUP BY ALL)"
+        " FROM training_rows SEMI JOIN wanted ON training_rows.row_id = wanted.id GROUP BY ALL"
+        " UNION ALL SELECT snapshot_id, 'train', count(DISTINCT prompt_id) FROM rollouts WHERE prompt_id = ?"
+        " GROUP BY snapshot_id)"
         " JOIN snapshots USING (snapshot_id) ORDER BY snapshots.position, role"
     )
     connection.register("wanted", pa.table({"id": pa.array(list(row_ids), pa.string())}))
-    found = connection.execute(query).fetchall()
+    found = _select(connection, query, [prompt_id])
     return [dict(zip(("asset", "snapshot_id", "role", "rows"), row, strict=True)) for row in found]
 
 

@@ -28,6 +28,7 @@ SNAPSHOT_TAG = "rlaif.snapshot_id"
 PRUNED_TAG = "rlaif.pruned"
 DESCRIPTION_TAG = "mlflow.note.content"
 DATABASE = "mlflow.db"
+LOCK = "mlflow.lock"  # beside the home's database from its first day on, and left where that is deleted
 ARTIFACTS = "mlflow_artifacts"
 
 
@@ -62,7 +63,7 @@ def make_database(home: Path) -> None:
     from filelock import FileLock
     from mlflow import MlflowClient
 
-    with FileLock(home / "mlflow.lock"):
+    with FileLock(home / LOCK):
         if (home / DATABASE).exists():
             return
         for left in home.glob(f"{DATABASE}.*.new*"):
