@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rlaif_assets.store.warehouse import SnapshotRecord
 
 CHAMPION = "champion"
+LINEAGE = {name: f"policy_evaluation.{name}" for name in ("value", "low", "high")}
 ANSWERED_AS = ("samples", "temperature", "max_new_tokens")  # evaluation settings that two policies must share
 
 
@@ -37,7 +38,7 @@ ANSWERED_AS = ("samples", "temperature", "max_new_tokens")  # evaluation setting
     pool=POOL,
     op_tags=ON_GPU,
     code_version="1",
-    metadata=table_metadata("promotion_rules", PromotionRule),
+    metadata=table_metadata("promotion_rules", PromotionRule, LINEAGE),
 )
 def champion_policy(
     context: dg.AssetExecutionContext,
