@@ -206,8 +206,8 @@ def verify(
         if as_json:
             print(json.dumps(found, indent=2))
         else:
-            for problem in found["problems"]:
-                show(problem)
+            for line in (*found["problems"], *found["notes"]):
+                show(line)
             show(
                 f"{found['snapshot_id']}: {found['snapshots']} snapshots with {found['rows']:,} rows read again, "
                 f"{len(found['problems'])} problems"

@@ -192,7 +192,7 @@ def test_a_policy_that_is_not_the_newest_has_its_own_results(copy: Home, tmp_pat
         assert metrics and ({one["value"] for one in metrics} == {"0.123"}) == own
     export_policy(warehouse, "sl_cai_checkpoint", tmp_path / "sl_cai")
     card = ModelCard.load(tmp_path / "sl_cai" / CARD)
-    assert "| on held-out prompts | base | this policy |" in card.text and "ppo" not in (card.data.tags or [])
+    assert "| on held-out prompts | base | this policy |" in card.text and "ppo" not in card.data.to_dict()["tags"]
 
 
 def swap_weights(home: Home, policy: Path) -> None:
