@@ -149,6 +149,7 @@ def chat(
         from rlaif_assets.evaluation.chat import Chat, talk
         from rlaif_assets.instance import existing_home
         from rlaif_assets.settings import apply_overrides, load_profile
+        from rlaif_assets.store.checkpoint_files import require_language_model
         from rlaif_assets.store.trace import find_snapshot
         from rlaif_assets.store.warehouse import Warehouse
 
@@ -156,6 +157,8 @@ def chat(
         warehouse = Warehouse(existing_home(home))
         names = list(dict.fromkeys(policies or ["@candidate"]))
         folders = {name: warehouse.weights(find_snapshot(warehouse, name)) for name in names}
+        for name, folder in folders.items():
+            require_language_model(folder, name)
         from rlaif_assets.language_models.local import load_model
 
         models = {name: load_model(folder, compute) for name, folder in folders.items()}
@@ -184,11 +187,14 @@ def verify(
     export is checked against its own statement, and with --key against its signature, without a home.
     """
     with plain_errors(debug):
-        from rlaif_assets.evaluation.export import STATEMENT
+        from rlaif_assets.evaluation.export import BOM, STATEMENT
+        from rlaif_assets.evaluation.signing import SIGNATURE
 
         if (Path(policy) / STATEMENT).is_file():
             _verify_folder(Path(policy), key, as_json)
             return
+        if any((Path(policy) / name).is_file() for name in (BOM, SIGNATURE)):
+            raise SettingsError(f"{policy} is an export without its {STATEMENT}: export it again")
         if key is not None:
             raise SettingsError(f"{policy} is no export (it has no {STATEMENT}): --key goes with one")
         from rlaif_assets.instance import existing_home, prepare_home
@@ -207,8 +213,8 @@ def verify(
         if as_json:
             print(json.dumps(found, indent=2))
         else:
-            for problem in found["problems"]:
-                show(problem)
+            for line in (*found["problems"], *found["notes"]):
+                show(line)
             show(
                 f"{found['snapshot_id']}: {found['snapshots']} snapshots with {found['rows']:,} rows read again, "
                 f"{len(found['problems'])} problems"

@@ -54,5 +54,7 @@ def test_the_command_talks_to_policies_of_a_home(home: Home) -> None:
     done = CliRunner().invoke(app, words, input="How do I water plants?\n/quit\n")
     assert done.exit_code == 0, done.output
     assert "@candidate: " in done.output and "sl_cai_checkpoint: " in done.output
+    reward = CliRunner().invoke(app, ["chat", "reward_model", "--home", str(home.folder)])
+    assert reward.exit_code == 1 and "reward_model is LlamaForSequenceClassification, not a causal" in reward.output
     without = CliRunner().invoke(app, ["chat", "red_team_prompts", "--home", str(home.folder)])
     assert without.exit_code == 1 and "has no weights" in without.output

@@ -1,5 +1,6 @@
 """`rlaif export`: a folder that transformers loads, its card, and a statement that its files are checked against."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -28,7 +29,7 @@ from rlaif_assets.evaluation.report import build_report
 from rlaif_assets.evaluation.signing import SigningError
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import file_sha256
-from tests.homes import Home
+from tests.homes import Home, failure
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def exported(original: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def ancestors(home: Home) -> dict[str, str]:
     """Content hash by snapshot id, of all that the policy was made from."""
-    after = ("ppo_policy", "policy_evaluation", "label_changes")
+    after = ("ppo_policy", "policy_evaluation", "label_changes", "champion_policy")
     ids = [snapshot for asset, snapshot in home.first.items() if asset not in after]
     return {snapshot: home.warehouse.get(snapshot).content_hash for snapshot in ids}
 
@@ -143,6 +144,101 @@ def test_the_card_tells_data_constitution_judge_results_and_limits(home: Home, e
     assert "| harmless rate |" in card.text
 
 
+@pytest.fixture
+def copy(home: Home, model: Path, tmp_path: Path) -> Home:
+    shutil.copytree(home.folder, tmp_path / "home")
+    return Home(tmp_path / "home", model)
+
+
+def test_adapters_are_merged(copy: Home, tmp_path: Path) -> None:
+    done = copy.run(["ppo_policy"], "ppo_policy.lora_rank=2")
+    assert done.success, failure(done)
+    export_policy(copy.warehouse, "ppo_policy", tmp_path / "export")
+    with safe_open(tmp_path / "export" / "model.safetensors", "pt") as file:
+        keys = set(file.keys())
+    assert "model.layers.0.self_attn.q_proj.weight" in keys
+    assert not any("lora" in key or "base_layer" in key for key in keys)
+    policy, sl_cai = (copy.warehouse.current(asset) for asset in ("ppo_policy", "sl_cai_checkpoint"))
+    assert policy is not None and policy.settings["lora_rank"] == 2 and sl_cai is not None
+    ids = torch.arange(5, 15).unsqueeze(0)
+    folders = copy.warehouse.weights(policy), tmp_path / "export", copy.warehouse.weights(sl_cai)
+    with torch.inference_mode():
+        made, exported, before = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits for folder in folders
+        )
+    assert torch.equal(made, exported) and not torch.equal(exported, before)
+
+
+def test_a_policy_that_is_not_the_newest_has_its_own_results(copy: Home, tmp_path: Path) -> None:
+    warehouse = copy.warehouse
+    policy, evaluation = warehouse.current("ppo_policy"), warehouse.current("policy_evaluation")
+    assert policy is not None and evaluation is not None
+    other = warehouse.publish(
+        dataclasses.replace(policy, key="b" * 64), {"rollouts": warehouse.rows("rollouts", policy.snapshot_id)}
+    )
+    rates = [row | {"value": 0.123} for row in warehouse.rows("evaluation_rates", evaluation.snapshot_id)]
+    inputs = evaluation.inputs | {"ppo_policy": other.snapshot_id}
+    newest = warehouse.publish(
+        dataclasses.replace(evaluation, key="c" * 64, inputs=inputs), {"evaluation_rates": rates}
+    )
+    for one in (other, newest):
+        warehouse.record_materialization(one.snapshot_id, None, False)
+    for name, snapshot, own in (("new", other.snapshot_id, True), ("old", policy.snapshot_id, False)):
+        export_policy(warehouse, snapshot, tmp_path / name)
+        card = (tmp_path / name / CARD).read_text()
+        assert "| harmless rate |" in card and ("12.3%" in card) == own
+        told = json.loads((tmp_path / name / BOM).read_text())
+        metrics = told["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+        assert metrics and ({one["value"] for one in metrics} == {"0.123"}) == own
+    export_policy(warehouse, "sl_cai_checkpoint", tmp_path / "sl_cai")
+    card = ModelCard.load(tmp_path / "sl_cai" / CARD)
+    assert "| on held-out prompts | base | this policy |" in card.text and "ppo" not in card.data.to_dict()["tags"]
+
+
+def swap_weights(home: Home, policy: Path) -> None:
+    sl_cai = home.warehouse.current("sl_cai_checkpoint")
+    assert sl_cai is not None
+    shutil.rmtree(policy)
+    shutil.copytree(home.warehouse.weights(sl_cai), policy)
+
+
+def change_a_rollout(home: Home, policy: Path) -> None:
+    with home.warehouse.connection(read_only=False) as connection:
+        connection.execute("UPDATE rollouts SET text = 'another' WHERE position = 0")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (swap_weights, "content hash of rows and weights differs"),
+        (change_a_rollout, "rollouts: the rows' hash differs"),
+        (lambda home, policy: (policy / "modeling_own.py").write_text("x = 1"), "modeling_own.py was added later"),
+        (lambda home, policy: (policy / "runs").mkdir(), "runs was added later"),
+    ],
+)
+def test_what_is_not_as_it_was_published_is_not_exported(
+    copy: Home, tmp_path: Path, damage: Callable[[Home, Path], None], named: str
+) -> None:
+    record = copy.warehouse.current("ppo_policy")
+    assert record is not None and record.path is not None
+    damage(copy, copy.folder / record.path)
+    words = ["export", "ppo_policy", str(tmp_path / "export"), "--home", str(copy.folder)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1 and named in " ".join(done.output.split())
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_failure_leaves_nothing(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> dict[str, Any]:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("rlaif_assets.evaluation.export.statement", broken)
+    (tmp_path / "export").mkdir()
+    with pytest.raises(OSError, match="no space left"):
+        export_policy(home.warehouse, home.first["ppo_policy"], tmp_path / "export")
+    assert [path.name for path in tmp_path.iterdir()] == ["export"] and not any((tmp_path / "export").iterdir())
+
+
 def flip_a_byte(folder: Path) -> None:
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -174,9 +270,14 @@ def test_what_cannot_be_exported_or_read_is_refused(home: Home, exported: Path, 
         export_policy(home.warehouse, home.first["ppo_policy"], exported)
     with pytest.raises(StoreError, match="has no weights"):
         export_policy(home.warehouse, home.first["red_team_prompts"], tmp_path / "prompts")
-    (exported / STATEMENT).write_text("[]")
-    with pytest.raises(ExportError, match="cannot be read as an in-toto statement"):
-        verify_export(exported)
+    with pytest.raises(StoreError, match="reward_model is LlamaForSequenceClassification, not a causal language model"):
+        export_policy(home.warehouse, "reward_model", tmp_path / "reward")
+    told = json.loads((exported / STATEMENT).read_text())
+    for wrong in ([], told | {"subject": [{"name": 1, "digest": {"sha256": "0"}}]}, told | {"predicate": {}}):
+        (exported / STATEMENT).write_text(json.dumps(wrong))
+        with pytest.raises(ExportError, match="cannot be read as an in-toto statement"):
+            verify_export(exported)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
     words = ["export", "ppo_policy", str(tmp_path / "new"), "--home", str(home.folder)]
     assert CliRunner().invoke(app, words).exit_code == 0 and verify_export(tmp_path / "new") == []
 

@@ -37,4 +37,7 @@ def test_a_folder_that_the_home_was_never_told_is_asked_for(tmp_path: Path) -> N
     remember_place(tmp_path, "f" * 64, tmp_path / "first")
     remember_place(tmp_path, "f" * 64, tmp_path / "second")
     assert locate(tmp_path, row) == (str(tmp_path / "second"), None)
+    remember_place(tmp_path / "home", "f" * 64, tmp_path / "home" / "models" / "own")
+    shutil.move(tmp_path / "home", tmp_path / "moved")
+    assert locate(tmp_path / "moved", row) == (str(tmp_path / "moved" / "models" / "own"), None)
     assert locate(tmp_path, {**row, "fingerprint": "e" * 64, "source": "a/b", "revision": "1"}) == ("a/b", "1")

@@ -24,8 +24,11 @@ from cryptography.hazmat.primitives.serialization import (
 from typer.testing import CliRunner
 
 from rlaif_assets.cli import app
-from rlaif_assets.evaluation.export import STATEMENT, verify_export
+from rlaif_assets.evaluation.export import CONTENT_HASH, STATEMENT, verify_export
+from rlaif_assets.evaluation.ml_bom import snapshot_uri
 from rlaif_assets.evaluation.signing import SIGNATURE, signature_problems
+from rlaif_assets.store.fingerprint import combine_hashes, folder_fingerprint
+from rlaif_assets.store.warehouse import snapshot_id
 from tests.homes import Home
 
 WEIGHTS = "model.safetensors"
@@ -130,6 +133,14 @@ def test_a_statement_that_was_rewritten_with_the_files_deceives_only_who_gives_n
     for one in told["subject"]:
         one["digest"] = {"sha256": hashlib.sha256((signed / one["name"]).read_bytes()).hexdigest()}
     (signed / STATEMENT).write_text(json.dumps(told))
+    assert [one.partition(" of ppo_policy")[0] for one in verify_export(signed)] == ["the model files are not those"]
+    (own,) = told["predicate"]["runDetails"]["byproducts"]
+    forged = combine_hashes(own["annotations"]["table_hashes"], folder_fingerprint(signed))
+    own |= {"digest": {CONTENT_HASH: forged}}
+    (signed / STATEMENT).write_text(json.dumps(told))
+    assert verify_export(signed) == [f"{STATEMENT}: the policy's id does not follow from its key and content hash"]
+    own["uri"] = snapshot_uri(snapshot_id(own["annotations"]["key"], forged))
+    (signed / STATEMENT).write_text(json.dumps(told))
     assert verify_export(signed) == []
     (problem,) = signature_problems(signed, keys / "own.pub")
     assert WEIGHTS in problem and STATEMENT in problem
@@ -172,6 +183,10 @@ def test_a_key_that_cannot_verify_is_an_error(signed: Path, keys: Path) -> None:
     ):
         code, told = ours(signed, "--key", str(keys / key))
         assert code == 1 and named in told and "not foreseen" not in told
+    (signed / STATEMENT).unlink()
+    for words in ([], ["--key", str(keys / "own.pub")]):
+        code, told = ours(signed, *words)
+        assert code == 2 and f"is an export without its {STATEMENT}" in told
     code, told = ours(Path("ppo_policy"), "--key", str(keys / "own.pub"))
     assert code == 2 and "is no export" in told
 

@@ -2,25 +2,27 @@
 statement, signed where a key is given.
 
 The statement (in-toto Statement v1 with SLSA provenance v1 as predicate, https://slsa.dev/spec/v1.1/provenance) names
-every other file of the folder by its SHA-256 and every snapshot that the policy was made from by its content hash. The
-signature, written last, covers all of them.
+every other file of the folder by its SHA-256, and the policy and every snapshot that it was made from by its content
+hash. The signature, written last, covers all of them.
 """
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rlaif_assets.evaluation.ml_bom import ml_bom, snapshot_uri, utc
-from rlaif_assets.evaluation.report import ReportError, build_report
+from rlaif_assets.evaluation.report import NAMES, build_report, evaluation_of
 from rlaif_assets.evaluation.signing import SIGNATURE, load_signer
-from rlaif_assets.store.checkpoint_files import MARKER, folder_problems
+from rlaif_assets.store.checkpoint_files import read_marker, require_language_model
 from rlaif_assets.store.errors import StoreError
-from rlaif_assets.store.fingerprint import file_sha256
+from rlaif_assets.store.fingerprint import combine_hashes, file_sha256, folder_fingerprint
+from rlaif_assets.store.lineage import verify
 from rlaif_assets.store.trace import trace_policy
-from rlaif_assets.store.warehouse import Warehouse
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, snapshot_id
 
 STATEMENT = "lineage.intoto.json"
 CARD = "README.md"
@@ -36,6 +38,7 @@ LIMITS = (
     "answers before you rely on it."
 )
 TOLD = ("inputs", "settings", "code_version", "git_commit", "git_dirty", "row_counts", "created_at", "passport")
+SUBJECTS = {"base_model": "base", "sl_cai_checkpoint": "sl_cai", "ppo_policy": "ppo"}  # as an evaluation names them
 RATES = ("harmless_rate", "helpful_rate", "lookalike_refusal_rate", "incoherent_rate")
 
 
@@ -47,31 +50,39 @@ def export_policy(warehouse: Warehouse, name: str, folder: Path, key: Path | Non
     """Writes the policy's files, the card, the ML-BOM and the statement to a new or empty folder, and signs it with the
     private key; returns the files' names.
 
-    Adapters are merged when a policy is saved, so the weights are whole. Raises ExportError for a folder that holds
-    something, StoreError for weights that are not as they were published, SigningError for a key that cannot sign.
+    Adapters are merged when a policy is saved, so the weights are whole. All is written beside the folder and renamed,
+    so a failure leaves nothing. Raises ExportError for a folder that holds something, StoreError for rows or weights
+    that are not as they were published and for what is no causal language model, SigningError for a key that cannot
+    sign.
     """
     signer = load_signer(key) if key else None
     found = trace_policy(warehouse, name)
     record = warehouse.get(found["snapshot_id"])
     weights = warehouse.weights(record)
-    if problems := folder_problems(weights):
+    if problems := verify(warehouse, record.snapshot_id):
         raise StoreError(f"{name} is not as it was published: {problems[0]}; see `rlaif verify {name}`")
+    require_language_model(weights, name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is not an empty folder: name a new one")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(weights.iterdir()):
-        if path.name != MARKER:
-            shutil.copyfile(path, folder / path.name)
-    report = _test_report(warehouse, found["snapshot_id"])
-    (folder / CARD).write_text(model_card(warehouse, found, report), encoding="utf-8")
-    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-    _write(folder / BOM, ml_bom(found, files, report["policies"]["ppo"] if report else {}, LIMITS))
-    files[BOM] = file_sha256(folder / BOM)
-    _write(folder / STATEMENT, statement(found, files))
-    if signer is None:
-        return [*files, STATEMENT]
-    signer.sign(folder, folder / SIGNATURE)
-    return [*files, STATEMENT, SIGNATURE]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        new = Path(temporary) / folder.name
+        new.mkdir()
+        for file in sorted((read_marker(weights) or {})["files"]):
+            shutil.copyfile(weights / file, new / file)
+        report = _test_report(warehouse, record)
+        (new / CARD).write_text(model_card(warehouse, found, report), encoding="utf-8")
+        files = {path.name: file_sha256(path) for path in sorted(new.iterdir())}
+        measured = report["policies"].get(SUBJECTS[record.asset], {}) if report else {}
+        _write(new / BOM, ml_bom(found, files, measured, LIMITS))
+        files[BOM] = file_sha256(new / BOM)
+        _write(new / STATEMENT, statement(found, files))
+        if problems := verify_export(new):
+            raise StoreError(f"{name} changed while it was copied: {problems[0]}")
+        if signer is not None:
+            signer.sign(new, new / SIGNATURE)
+        new.rename(folder)
+    return [*files, STATEMENT] if signer is None else [*files, STATEMENT, SIGNATURE]
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
@@ -108,6 +119,14 @@ def statement(found: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, A
     run = {
         "builder": {"id": "urn:rlaif-assets", "version": {"rlaif-assets": version("rlaif-assets")}},
         "metadata": {"invocationId": own["dagster_run_id"], "finishedOn": utc(own["created_at"])},
+        "byproducts": [
+            {
+                "name": own["asset"],
+                "uri": snapshot_uri(own["snapshot_id"]),
+                "digest": {CONTENT_HASH: own["content_hash"]},
+                "annotations": {"key": own["key"], "table_hashes": own["table_hashes"]},
+            }
+        ],
     }
     return {
         "_type": STATEMENT_TYPE,
@@ -124,9 +143,13 @@ def verify_export(folder: Path) -> list[str]:
         told = json.loads((folder / STATEMENT).read_text(encoding="utf-8"))
         named = {one["name"]: one["digest"]["sha256"] for one in told["subject"]}
         kinds = told["_type"], told["predicateType"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if wrong := [one for one in (*named, *kinds) if not isinstance(one, str)]:
+            raise TypeError(f"{wrong[0]!r} is not text")
+        known = kinds == (STATEMENT_TYPE, PREDICATE_TYPE)
+        own = _policy_problems(folder, told["predicate"]) if known else []
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ExportError(f"{folder / STATEMENT} cannot be read as an in-toto statement: {error}") from error
-    problems = [] if kinds == (STATEMENT_TYPE, PREDICATE_TYPE) else [f"{STATEMENT} is of the types {', '.join(kinds)}"]
+    problems = [] if known else [f"{STATEMENT} is of the types {', '.join(kinds)}"]
     if not any(name.endswith(".safetensors") for name in named):
         problems.append(f"{STATEMENT} names no weights")
     for name, digest in named.items():
@@ -136,7 +159,23 @@ def verify_export(folder: Path) -> list[str]:
         elif file_sha256(path) != digest:
             problems.append(f"{name} has changed (sha256 differs from the one in {STATEMENT})")
     added = {path.name for path in folder.iterdir()} - named.keys() - {STATEMENT, SIGNATURE}
-    return [*problems, *(f"{name} was added later" for name in sorted(added))]
+    problems += [f"{name} was added later" for name in sorted(added)]
+    return problems or own
+
+
+def _policy_problems(folder: Path, predicate: Mapping[str, Any]) -> list[str]:
+    """The weights' part of the policy's content hash is computed anew, and its id with it."""
+    (told,) = predicate["runDetails"]["byproducts"]
+    key, hashes = told["annotations"]["key"], told["annotations"]["table_hashes"]
+    if snapshot_uri(snapshot_id(key, told["digest"][CONTENT_HASH])) != told["uri"]:
+        return [f"{STATEMENT}: the policy's id does not follow from its key and content hash"]
+    try:
+        weights = folder_fingerprint(folder)
+    except FileNotFoundError:
+        weights = None
+    if combine_hashes(hashes, weights) != told["digest"][CONTENT_HASH]:
+        return [f"the model files are not those of {told['name']} {told['uri'].rpartition(':')[2]}"]
+    return []
 
 
 def model_card(warehouse: Warehouse, found: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
@@ -148,16 +187,16 @@ def model_card(warehouse: Warehouse, found: Mapping[str, Any], report: Mapping[s
 
     made = {one["asset"]: one for one in found["snapshots"]}
     names = [one["version"] for one in found["registry"]]
-    title = names[0] if names else f"{found['snapshots'][-1]['asset']} {found['snapshot_id'][:8]}"
-    head = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation", tags=["rlaif", "constitutional-ai", "ppo"]
-    )
+    asset = found["snapshots"][-1]["asset"]
+    title = names[0] if names else f"{asset} {found['snapshot_id'][:8]}"
+    tags = ["rlaif", "constitutional-ai", *(["ppo"] if asset == "ppo_policy" else [])]
+    head = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags)
     made_by = f"rlaif-assets {version('rlaif-assets')} with reinforcement learning from AI feedback"
     sections = {
         "Data": _data(made),
         "Constitution": _principles(warehouse, made),
         "Judge": _judge(made),
-        "Results": _results(report),
+        "Results": _results(report, asset),
         "Limits": [LIMITS],
     }
     parts = [
@@ -195,22 +234,22 @@ def _judge(made: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _test_report(warehouse: Warehouse, snapshot_id: str) -> dict[str, Any] | None:
-    """None where the home's evaluation is of another policy, or there is none."""
-    try:
-        report = build_report(warehouse, "test")
-    except ReportError:
-        return None
-    return report if report["snapshots"].get("ppo_policy") == snapshot_id else None
+def _test_report(warehouse: Warehouse, record: SnapshotRecord) -> dict[str, Any] | None:
+    """Of its newest evaluation; None where there is none."""
+    evaluation = evaluation_of(warehouse, record) if record.asset in SUBJECTS else None
+    return build_report(warehouse, "test", evaluation) if evaluation else None
 
 
-def _results(report: Mapping[str, Any] | None) -> list[str]:
+def _results(report: Mapping[str, Any] | None, asset: str) -> list[str]:
+    """Its numbers beside those of what it was trained from."""
     if report is None:
         return ["Its home holds no evaluation of it."]
-    lines = ["| on held-out prompts | base | SL-CAI | this policy |", "| --- | ---: | ---: | ---: |"]
+    subjects = list(SUBJECTS.values())[: list(SUBJECTS).index(asset) + 1]
+    heads = [*(NAMES[one] for one in subjects[:-1]), "this policy"]
+    lines = [f"| on held-out prompts | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for measure in RATES:
         cells = []
-        for policy in ("base", "sl_cai", "ppo"):
+        for policy in subjects:
             value = report["policies"][policy][measure]
             low, high = report["policies"][policy]["intervals"].get(measure) or (None, None)
             told = "-" if value is None else f"{value:.1%}"

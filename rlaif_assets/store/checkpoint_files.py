@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from rlaif_assets.store.errors import StoreError
-from rlaif_assets.store.fingerprint import file_sha256, files_fingerprint, is_model_file
+from rlaif_assets.store.fingerprint import file_sha256, files_fingerprint
 
 RESUME_FOLDER = "unfinished"  # states of trainings that were killed
 MARKER = "rlaif_checkpoint.json"
@@ -131,6 +131,20 @@ def marked_fingerprint(folder: Path) -> str | None:
     return marker["fingerprint"] if marker else None
 
 
+def require_language_model(folder: Path, name: str) -> None:
+    """Raises StoreError unless its config names a causal language model: a reward model neither talks nor generates."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{name}: {folder / 'config.json'} cannot be read: {error}") from error
+    architectures = config.get("architectures") or []
+    if not any(one.endswith(("ForCausalLM", "LMHeadModel")) for one in architectures):
+        raise StoreError(
+            f"{name} is {' or '.join(architectures) or 'of no known architecture'}, not a causal language model: name "
+            "a policy, such as ppo_policy or sl_cai_checkpoint"
+        )
+
+
 def is_complete(folder: Path) -> bool:
     """The marker is there and every file that it names has its size. Contents: see `folder_problems`."""
     marker = read_marker(folder)
@@ -143,19 +157,20 @@ def is_complete(folder: Path) -> bool:
 
 
 def folder_problems(folder: Path) -> list[str]:
-    """Re-hashes every file: what is missing, changed or was added. Empty when the folder is as it was adopted."""
+    """Re-hashes every file: what is missing, changed or was added, whatever it is: transformers would load a pickle, or
+    run a module, that lies there. Empty when the folder is as it was adopted."""
     marker = read_marker(folder)
     if marker is None:
         return [f"{folder.name}: {MARKER} is missing or damaged"]
     problems = []
     for name, entry in marker["files"].items():
         path = folder / name
-        if not path.is_file():
+        if Path(name).name != name or not path.is_file():
             problems.append(f"{folder.name}/{name} is missing")
         elif file_sha256(path) != entry["sha256"]:
             problems.append(f"{folder.name}/{name} has changed (sha256 differs from the one in {MARKER})")
     for path in sorted(folder.iterdir()):
-        if is_model_file(path.name) and path.name not in marker["files"]:
+        if path.name not in marker["files"] and path.name != MARKER:
             problems.append(f"{folder.name}/{path.name} was added later")
     return problems
 

@@ -2,8 +2,11 @@
 
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+from rlaif_assets.records import Judgement
 from rlaif_assets.store.checkpoint_files import folder_problems, marked_fingerprint
 from rlaif_assets.store.fingerprint import combine_hashes, folder_fingerprint, sha256_text, table_hash
 from rlaif_assets.store.judgements import JudgementStore, judgements_hash
@@ -47,14 +50,16 @@ def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:
     """Reads every row and weight file of one snapshot again and hashes them; returns what differs, empty if nothing.
 
     Missing rows are named by table and position, changed ones by table, weights by file, and labels whose judgements
-    (rows of no snapshot) are missing or changed by their ids. Weights that were removed on purpose are named as that.
+    (rows of no snapshot) are missing, changed or of another question by their ids. Weights that were
+    removed on purpose are named as that.
     For the inputs too, verify each of `ancestry`. Raises StoreError where there is no such snapshot.
     """
     with warehouse.one_opening():
         record = warehouse.get(snapshot_id)
         tables = record.row_counts.keys() | record.table_hashes.keys() | warehouse.counts(snapshot_id).keys()
         found = {table: warehouse.positioned_rows(table, snapshot_id) for table in sorted(tables)}
-    problems = []
+        records = len(warehouse.named(snapshot_id))
+    problems = [] if records == 1 else [f"the warehouse has {records} records of it, and must have one"]
     hashes: dict[str, str] = {}
     for table, rows in found.items():
         problems += _position_problems(table, [row["position"] for row in rows], record.row_counts.get(table, 0))
@@ -87,13 +92,50 @@ def _judgement_problems(warehouse: Warehouse, labels: list[Row]) -> list[str]:
     """Labels whose judgements are not, or not as they were when the labels were made of them."""
     stored = JudgementStore(warehouse).fetch([one for label in labels for one in label["judgement_ids"]])
     problems = []
+    asked: list[tuple[Row, Judgement]] = []
     for label in labels:
         missing = [one for one in label["judgement_ids"] if one not in stored]
         if missing:
             problems.append(f"labels: judgement {missing[0]} of label {label['label_id']} is missing")
         elif label["judgements_hash"] != judgements_hash([stored[one] for one in label["judgement_ids"]]):
             problems.append(f"labels: the judgements of label {label['label_id']} have changed")
+        else:
+            asked += [(label, stored[one]) for one in label["judgement_ids"]]
+    return problems + _question_problems(warehouse, asked)
+
+
+def _question_problems(warehouse: Warehouse, asked: Sequence[tuple[Row, Judgement]]) -> list[str]:
+    """Judgements of another pair or principle than their label's. One that was asked before is used again for a pair,
+    or under a principle, of the same text."""
+    pairs, principles = _Same(warehouse, "pairs", "pair_id"), _Same(warehouse, "judging_principles", "principle_id")
+    problems = []
+    for label, judgement in asked:
+        told = f"labels: judgement {judgement.judgement_id} of label {label['label_id']} is of"
+        if not pairs.same(label["pair_id"], judgement.pair_id, ("response_a", "response_b")):
+            problems.append(f"{told} pair {judgement.pair_id}")
+        if label["principle_id"] and not principles.same(label["principle_id"], judgement.principle_id, ("text",)):
+            problems.append(f"{told} principle {judgement.principle_id}")
     return problems
+
+
+class _Same:
+    """Whether two rows of a table, by id, say the same; each is read once."""
+
+    def __init__(self, warehouse: Warehouse, table: str, column: str) -> None:
+        self.rows = cache(lambda one: warehouse.where(table, column, one))
+
+    def same(self, one: str, other: str, columns: tuple[str, ...]) -> bool:
+        if one == other:
+            return True
+        known, others = self.rows(one), self.rows(other)
+        return bool(known and others) and all(known[0][name] == others[0][name] for name in columns)
+
+
+def materialized_by(warehouse: Warehouse, snapshot_id: str) -> list[str]:
+    """The Dagster runs that made this snapshot current, oldest first."""
+    query = "SELECT dagster_run_id FROM materializations WHERE snapshot_id = ? ORDER BY position"
+    with warehouse.connection(read_only=True) as connection:
+        return [run_id for (run_id,) in connection.execute(query, [snapshot_id]).fetchall()]
 
 
 def _position_problems(table: str, positions: list[int], expected: int) -> list[str]:

@@ -15,11 +15,12 @@ PLACES = "model_places"
 
 
 def remember_place(home: Path, fingerprint: str, folder: Path) -> None:
-    """From now on the model of this fingerprint is loaded from this folder."""
+    """From now on the model of this fingerprint is loaded from this folder; one that lies in the home moves with it."""
     place = home / PLACES / fingerprint
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_suffix(f".{os.getpid()}")
-    temporary.write_text(str(folder.absolute()), encoding="utf-8")
+    told, own = folder.absolute(), home.absolute()
+    temporary.write_text(str(told.relative_to(own) if told.is_relative_to(own) else told), encoding="utf-8")
     temporary.replace(place)
 
 
@@ -30,7 +31,7 @@ def locate(home: Path, row: Mapping[str, Any]) -> tuple[str, str | None]:
     """
     place = home / PLACES / row["fingerprint"]
     if place.is_file():
-        return place.read_text(encoding="utf-8"), None
+        return str(home / place.read_text(encoding="utf-8")), None  # an absolute place stays what it is
     if row["source"] == LOCAL_FOLDER:
         raise StoreError(
             f"{home} does not know where the model with fingerprint {row['fingerprint'][:12]} lies: materialize "

@@ -141,7 +141,7 @@ class Tracker:
         """Text as it is, all else as JSON; longer values are cut at MLflow's limit."""
         from mlflow.entities import Param
 
-        entries = [Param(name, _text(value)[:LIMIT_PARAM]) for name, value in params.items()]
+        entries = [Param(name, value) for name, value in param_texts(params).items()]
         for start in range(0, len(entries), BATCH_PARAMS):
             self.client.log_batch(run_id, params=entries[start : start + BATCH_PARAMS], synchronous=True)
 
@@ -265,9 +265,14 @@ class Tracker:
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         self.client.set_terminated(run_id, status)
 
-    @_told
     def run_tags(self, run_id: str) -> dict[str, str] | None:
         """What a run is tagged with; None where it is not there, or was deleted."""
+        found = self.run_data(run_id)
+        return found[0] if found else None
+
+    @_told
+    def run_data(self, run_id: str) -> tuple[dict[str, str], dict[str, str]] | None:
+        """Tags and parameters of a run; None where it is not there, or was deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -276,7 +281,13 @@ class Tracker:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        return dict(run.data.tags) if run.info.lifecycle_stage == "active" else None
+        return (dict(run.data.tags), dict(run.data.params)) if run.info.lifecycle_stage == "active" else None
+
+    @_told
+    def registered(self, name: str) -> dict[int, str]:
+        """The snapshot that each version of a registered model is; none where there is no such model."""
+        found = self.client.search_model_versions(f"name = '{_model_name(name)}'")
+        return {int(one.version): one.tags[SNAPSHOT_TAG] for one in found if SNAPSHOT_TAG in one.tags}
 
     @_told
     def aliased(self, name: str) -> dict[str, str]:
@@ -310,6 +321,11 @@ class Tracker:
 
 def _without_password(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//***@", text)
+
+
+def param_texts(params: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as MLflow keeps them."""
+    return {name: _text(value)[:LIMIT_PARAM] for name, value in params.items()}
 
 
 def _text(value: Any) -> str:

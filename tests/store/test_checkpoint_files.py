@@ -85,6 +85,12 @@ def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
     weights.write_bytes(b"weights")
     (folder / "adapter.safetensors").write_bytes(b"x")
     assert "adapter.safetensors was added later" in folder_problems(folder)[0]
+    (folder / "adapter.safetensors").unlink()
+    (folder / "modeling_own.py").write_text("x = 1")
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    (folder / "runs").mkdir()
+    added = [f"{folder.name}/{name} was added later" for name in ("modeling_own.py", "pytorch_model.bin", "runs")]
+    assert folder_problems(folder) == added
     for damage in ("", "{", "[]", "{}"):
         (folder / MARKER).write_text(damage)
         assert not is_complete(folder)
