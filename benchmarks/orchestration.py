@@ -27,7 +27,6 @@ import dagster as dg
 from rlaif_assets.assets import recording
 from rlaif_assets.definitions import build_defs
 from rlaif_assets.records import Rejection
-from rlaif_assets.store.warehouse import SnapshotRecord
 
 SIDE = "RLAIF_BENCHMARK_SIDE"
 WITH_MLFLOW = "RLAIF_BENCHMARK_MLFLOW"
@@ -56,10 +55,11 @@ def _record(
     work: Callable[[], recording.Product],
     identity: Callable[[], Mapping[str, Any]] | None = None,
     registered: str | None = None,
-    shown: Callable[[SnapshotRecord], Mapping[str, str]] = lambda record: {},
     guard: AbstractContextManager[None] | None = None,
+    **_shown: Any,
 ) -> dg.MaterializeResult:
-    return RECORD(self, _no_work, identity, registered, shown, guard)
+    """What is shown of a result has no result here."""
+    return RECORD(self, _no_work, identity, registered, guard=guard)
 
 
 def _record_source(self: recording.Stage, read: Callable[[], recording.Product]) -> dg.MaterializeResult:
@@ -68,7 +68,7 @@ def _record_source(self: recording.Stage, read: Callable[[], recording.Product])
 
 def stubbed_job() -> dg.JobDefinition:
     """`rlaif_all` as it is, with stages whose work does nothing; the peer's has Dagster's default executor."""
-    recording.Stage.record = _record
+    recording.Stage.record = _record  # type: ignore[method-assign]
     recording.Stage.record_source = _record_source
     if not os.environ.get(WITH_MLFLOW):
         recording.Stage._start_run = lambda self: None

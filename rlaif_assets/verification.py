@@ -260,8 +260,10 @@ def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 
 
 def _registry_problems(warehouse: Warehouse, tracker: Tracker, record: SnapshotRecord) -> Iterator[str]:
-    """Each version that the home's record or MLflow's registry says is this snapshot must be so in both."""
-    known = {one.version: one.snapshot_id for one in registry.versions(warehouse, registry.POLICY)}
+    """Each version, by MLflow's number, that the home's record or MLflow's registry says is this snapshot must be so in
+    both. One that was made while MLflow was away has no number there yet."""
+    versions = registry.versions(warehouse, registry.POLICY)
+    known = {one.mlflow_version: one.snapshot_id for one in versions if one.mlflow_version is not None}
     if tracker.lost or (not known and record.asset != POLICY):
         return
     try:

@@ -44,6 +44,6 @@ def test_without_a_held_out_comparison_it_does_not_pass(tmp_path: Path, heldout:
 
 @pytest.mark.parametrize("enforce", [True, False])
 def test_a_set_that_was_never_audited_fails_and_stops_unless_audits_are_not_enforced(enforce: bool) -> None:
-    found = checks._result("letter_mass", None, AuditsSettings(enforce=enforce), None, checks.NEVER)
+    found = checks._result("letter_mass", None, AuditsSettings(enforce=enforce), None, checks.NEVER, {})
     assert not found.passed and found.description == "never audited"
     assert found.severity == (dg.AssetCheckSeverity.ERROR if enforce else dg.AssetCheckSeverity.WARN)

@@ -589,7 +589,11 @@ def test_text_of_others_does_not_steer_the_terminal(tmp_path: Path) -> None:
 
 def test_the_registrys_record_keeps_every_move(tmp_path: Path) -> None:
     warehouse = Warehouse(tmp_path)
-    assert [registry.add_version(warehouse, "m", *one) for one in (("a", 1), ("b", 2), ("b", 2))] == [1, 2, 2]
+
+    def add(*pairs: tuple[str, int | None]) -> list[int]:
+        return [registry.add_version(warehouse, "m", snapshot_id, number) for snapshot_id, number in pairs]
+
+    assert add(("a", 1), ("b", 2), ("b", 2)) == [1, 2, 2]
     for version in (1, 2, 2, 1):
         registry.set_alias(warehouse, "m", "champion", version, "me", "why")
     assert [(one.version, one.snapshot_id, one.aliases) for one in registry.versions(warehouse, "m")] == [
@@ -598,12 +602,7 @@ def test_the_registrys_record_keeps_every_move(tmp_path: Path) -> None:
     ]
     assert registry.versions(warehouse, "other") == []
     # MLflow's database was made anew, then it was away, then it was back.
-    assert [registry.add_version(warehouse, "m", *one) for one in (("c", 1), ("d",), ("d", 2), ("a", 3))] == [
-        3,
-        4,
-        4,
-        1,
-    ]
+    assert add(("c", 1), ("d", None), ("d", 2), ("a", 3)) == [3, 4, 4, 1]
     assert [(one.version, one.snapshot_id, one.mlflow_version) for one in registry.versions(warehouse, "m")] == [
         *((1, "a", 3), (2, "b", 2), (3, "c", 1), (4, "d", 2))
     ]
