@@ -14,7 +14,7 @@ from rlaif_assets.definitions import defs
 from rlaif_assets.store import warehouse
 from tests.homes import Home
 
-SPECS = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
+SPECS = {s.key.to_user_string(): s for s in sorted(defs.resolve_all_asset_specs(), key=lambda spec: spec.key)}
 TABLES = {name: spec.metadata["dagster/table_name"] for name, spec in SPECS.items()}
 LINEAGE = {name: spec.metadata[COLUMN_LINEAGE] for name, spec in SPECS.items() if COLUMN_LINEAGE in spec.metadata}
 
