@@ -1,6 +1,7 @@
 """What all tests share: one torch thread, and one home in which every asset was made once."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,13 +31,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Home:
     """Every asset made once at a very small size; `home.first` holds the snapshot ids.
 
-    A test that adds snapshots makes the first ones current again.
+    A test that adds snapshots makes the first ones current again; one that counts what is there copies
+    `home.pristine`.
     """
     made = Home(tmp_path_factory.mktemp("homes") / "first", model)
     first = made.run()
     assert first.success, failure(first)
     assert not any(found["reused"] for found in metadata(first).values())
     made.first = made.ids()
+    made.pristine = Path(shutil.copytree(made.folder, made.folder.with_name("pristine")))
     return made
 
 

@@ -47,7 +47,7 @@ SMALL = (
 
 
 class Home:
-    """A home, its Dagster instance and its profile."""
+    """A home, its Dagster instance and its profile. `pristine`: a copy of its folder from before any test."""
 
     def __init__(self, folder: Path, model: Path, *overrides: str) -> None:
         folder.mkdir(exist_ok=True)
@@ -57,6 +57,7 @@ class Home:
         self.profile = apply_overrides(load_profile("pocket"), [*SMALL, *models, *overrides])
         self.warehouse = Warehouse(folder)
         self.first: dict[str, str] = {}
+        self.pristine = folder
 
     def run(
         self,

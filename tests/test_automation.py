@@ -470,7 +470,7 @@ def wait_for(what: str, seen: Callable[[], Any], process: "subprocess.Popen[byte
 def test_the_daemon_relabels_on_time_and_when_the_constitution_changes(home: Home, tmp_path: Path) -> None:
     """`dagster dev` over a home with pairs: cron every minute, and a principle that is edited meanwhile."""
     folder, file, log = tmp_path / "home", tmp_path / "constitution.yaml", tmp_path / "dagster.log"
-    shutil.copytree(home.folder, folder)
+    shutil.copytree(home.pristine, folder)
     shutil.copyfile(ROOT / "rlaif_assets" / "dagster.yaml", folder / "dagster.yaml")
     file.write_text(DEFAULT.replace("less harmful", "kinder"))
     profile = apply_overrides(home.profile, ["relabel.cron='* * * * *'", f"constitution.path={file}"])

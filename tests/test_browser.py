@@ -56,7 +56,7 @@ def page() -> Iterator[Page]:
 def ui(home: Home, page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     """`rlaif ui` over a copy of the shared home; in the end Ctrl-C, after which nothing that it started is left."""
     folder = tmp_path_factory.mktemp("browser") / "home"
-    shutil.copytree(home.folder, folder)
+    shutil.copytree(home.pristine, folder)
     settings, port, mlflow_port = folder.parent / "profile.yaml", free_port(), free_port()
     settings.write_text(yaml.safe_dump(home.profile.model_dump()))
     dagster, mlflow = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{mlflow_port}"

@@ -146,7 +146,7 @@ def test_the_card_tells_data_constitution_judge_results_and_limits(home: Home, e
 
 @pytest.fixture
 def copy(home: Home, model: Path, tmp_path: Path) -> Home:
-    shutil.copytree(home.folder, tmp_path / "home")
+    shutil.copytree(home.pristine, tmp_path / "home")
     return Home(tmp_path / "home", model)
 
 

@@ -95,16 +95,16 @@ def tracker(folder: Path) -> Tracker:
 
 @pytest.fixture
 def policies(home: Home, model: Path, tmp_path: Path) -> Policies:
-    shutil.copytree(home.folder, tmp_path / "home")
+    shutil.copytree(home.pristine, tmp_path / "home")
     return Policies(tmp_path / "home", model)
 
 
-def test_a_candidate_that_is_not_better_is_refused_and_the_run_succeeds(home: Home) -> None:
-    record = home.warehouse.current("champion_policy")
-    assert record is not None and record.metrics["promoted"] is False  # the random policy of the shared home
+def test_a_candidate_that_is_not_better_is_refused_and_the_run_succeeds(policies: Policies) -> None:
+    record = policies.current("champion_policy")
+    assert record.metrics["promoted"] is False  # the random policy of the shared home
     assert record.metrics["compared_with"] == "SL-CAI" and record.metrics["champion"] is None
     assert any(reason.startswith("better: than SL-CAI") for reason in record.metrics["reasons"])
-    assert registry.named(home.warehouse, NAME, registry.CHAMPION) is None
+    assert registry.named(policies.warehouse, NAME, registry.CHAMPION) is None
 
 
 def test_promotion_from_the_first_candidate_on(policies: Policies) -> None:

@@ -458,7 +458,7 @@ def test_the_command_prints_trees_chains_counts_json_and_a_page(home: Home, tmp_
 
 def test_links_to_mlflow_are_missing_where_its_database_is_gone(home: Home, tmp_path: Path) -> None:
     folder = tmp_path / "home"
-    shutil.copytree(home.folder, folder)
+    shutil.copytree(home.pristine, folder)
     policy, page = home.first["ppo_policy"], tmp_path / "trace.html"
     record = home.warehouse.get(policy)
     url, gone = str(record.metrics["mlflow_url"]), "link missing: mlflow.db is gone"

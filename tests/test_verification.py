@@ -179,7 +179,7 @@ DAMAGE = [
         flip_a_byte: ["sl_cai_checkpoint", "model.safetensors has changed"],
         sql(
             "UPDATE registrations SET snapshot_id = (SELECT snapshot_id FROM snapshots"
-            " WHERE asset = 'sl_cai_checkpoint')"
+            " WHERE asset = 'sl_cai_checkpoint' LIMIT 1)"
         ): ["rlaif-policy/1 is"],
     },
 ]
