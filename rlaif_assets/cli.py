@@ -112,7 +112,7 @@ def relabel(
         if as_json:
             print(json.dumps(found, indent=2))
         else:
-            out.print(escape(relabel_text(found)), soft_wrap=True)
+            show(relabel_text(found))
         if found.get("stopped"):
             show_error(found["stopped"])
             raise typer.Exit(1)

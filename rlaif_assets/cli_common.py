@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from rlaif_assets.evaluation.terminal import visible
 from rlaif_assets.instance import QUIET
 from rlaif_assets.settings import SettingsError
 
@@ -110,13 +111,13 @@ def _expected(error: Exception) -> bool:
 
 
 def show(text: str) -> None:
-    out.print(escape(text), soft_wrap=True)
+    out.print(Text(visible(text)), soft_wrap=True)
 
 
 def show_error(text: str) -> None:
-    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    err.print(Text.assemble(("error:", "bold red"), f" {visible(text)}"), soft_wrap=True)
 
 
 def show_aside(text: str) -> None:
     """A line beside the results: with --json these alone are on stdout."""
-    err.print(escape(text), soft_wrap=True)
+    err.print(Text(visible(text)), soft_wrap=True)

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from rlaif_assets.cli_common import (
     WIDE,
@@ -24,10 +24,8 @@ from rlaif_assets.cli_common import (
     plain_errors,
     show,
 )
+from rlaif_assets.evaluation.terminal import visible
 from rlaif_assets.settings import MAX_SEED, SettingsError
-
-if TYPE_CHECKING:
-    pass
 
 lineage = typer.Typer()
 
@@ -163,7 +161,7 @@ def chat(
 
         models = {name: load_model(folder, compute) for name, folder in folders.items()}
         for name, answer in talk(Chat(models, max_new_tokens, temperature, seed), _lines()):
-            out.print(f"[bold]{escape(name)}[/]: {escape(answer)}", soft_wrap=True)
+            out.print(Text.assemble((visible(name), "bold"), f": {visible(answer)}"), soft_wrap=True)
 
 
 @lineage.command()

@@ -49,6 +49,14 @@ def test_what_does_not_fit_is_told_and_forgotten(folders: dict[str, Path]) -> No
     assert all(len(said) == 2 for said in chat.said.values())
 
 
+def test_an_answer_cannot_steer_the_terminal(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "\x1b[2J[red]:warning: two\nlines\u202e"
+    monkeypatch.setattr("rlaif_assets.evaluation.chat.talk", lambda chat, lines: [("@candidate", said)])
+    done = CliRunner().invoke(app, ["chat", "--home", str(home.folder)])
+    assert done.exit_code == 0, done.output
+    assert done.output == "@candidate: \\x1b[2J[red]:warning: two\nlines\\u202e\n"
+
+
 def test_the_command_talks_to_policies_of_a_home(home: Home) -> None:
     words = ["chat", "@candidate", "sl_cai_checkpoint", "--max-new-tokens", "4", "--home", str(home.folder)]
     done = CliRunner().invoke(app, words, input="How do I water plants?\n/quit\n")

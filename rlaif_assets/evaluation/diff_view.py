@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlaif_assets.evaluation.lineage_view import visible
+from rlaif_assets.evaluation.terminal import visible
 
 STYLES = {" ": "", "-": "red strike", "+": "green"}
 SHOWN_IDS = 3

@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
+from rlaif_assets.evaluation.terminal import visible
 from rlaif_assets.store.warehouse import removal_text
 
 TEXT = 160  # characters of a row's text in the terminal
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 RUNS = "Dagster run "  # how the one line of `facts` begins whose addresses are links on the page
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
@@ -167,12 +167,6 @@ def policy_page(found: Mapping[str, Any]) -> str:
 def _linked(line: str) -> str:
     text = html.escape(line)
     return re.sub(r"https?://\S+?(?=;?\s|$)", r'<a href="\g<0>">\g<0></a>', text) if line.startswith(RUNS) else text
-
-
-def visible(text: str) -> str:
-    """Text of others for a terminal: what would steer it (control characters, marks that turn the order of writing)
-    stands there as its escape; line breaks and tabs stay."""
-    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
 def _short(value: Any) -> str:
