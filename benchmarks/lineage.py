@@ -23,7 +23,8 @@ from typing import Any
 from benchmarks.marked_page import publish
 from rlaif_assets.settings import load_profile
 from rlaif_assets.store import registry
-from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, to_columns
+from rlaif_assets.store.columns import to_columns
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
 LIMIT = 2.0
 REPEATS = 3

@@ -12,8 +12,8 @@ import pytest
 from rlaif_assets.records import Judgement
 from rlaif_assets.relabel import forecast
 from rlaif_assets.settings import apply_overrides
+from rlaif_assets.store.columns import schema
 from rlaif_assets.store.judgements import JudgementStore
-from rlaif_assets.store.warehouse import schema
 from tests.chat_server import MODEL, Answer, ChatServer, Plan, completion, letters, text_of
 from tests.homes import Home, failure, metadata
 

@@ -25,13 +25,14 @@ from rlaif_assets.instance import PID_TAG, prepare_home, process_tags
 from rlaif_assets.relabel_lock import relabel_lock
 from rlaif_assets.store import registry
 from rlaif_assets.store.checkpoint_files import adopt_folder, adopted_folders, is_complete, new_work_folder
+from rlaif_assets.store.columns import to_columns
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.lineage import ancestry, verify
 from rlaif_assets.store.pictures import PICTURES
 from rlaif_assets.store.pruning import LOCK, Plan, named_in_mlflow, plan, prune
 from rlaif_assets.store.trace import find_snapshot, trace_policy
 from rlaif_assets.store.tracking import PRUNED_TAG, Tracker
-from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, now, to_columns
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, now
 from rlaif_assets.verification import verify_policy
 from tests.homes import Home
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlaif_assets.records import Judgement
+from rlaif_assets.store.columns import schema
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import canonical_json, sha256_text
-from rlaif_assets.store.warehouse import Warehouse, schema
+from rlaif_assets.store.warehouse import Warehouse
 
 if TYPE_CHECKING:
     import duckdb

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from rlaif_assets.records import Judgement
 from rlaif_assets.store.checkpoint_files import folder_problems, marked_fingerprint
+from rlaif_assets.store.columns import Row
+from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import combine_hashes, folder_fingerprint, sha256_text, table_hash
 from rlaif_assets.store.judgements import JudgementStore, judgements_hash
-from rlaif_assets.store.warehouse import Row, SnapshotRecord, StoreError, Warehouse, removal_text
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, removal_text
 
 
 def ancestry(warehouse: Warehouse, snapshot_id: str) -> list[SnapshotRecord]:

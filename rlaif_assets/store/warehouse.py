@@ -6,16 +6,10 @@ never held while a model works. No SQL outside of this package; weights are file
 """
 
 import dataclasses
-import json
-import math
-import numbers
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +18,19 @@ import filelock
 from rlaif_assets.records import Rejection
 from rlaif_assets.settings import nearest
 from rlaif_assets.store.checkpoint_files import is_complete, marked_fingerprint
+from rlaif_assets.store.columns import (
+    OWN_TABLES,
+    Row,
+    as_rows,
+    decoded,
+    finite,
+    insert,
+    quoted,
+    schema,
+    schema_sql,
+    table_columns,
+    to_columns,
+)
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import canonical_json, combine_hashes, sha256_text, table_hash
 
@@ -38,10 +45,6 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
     "lock_configuration": True,
 }
-OWN_TABLES = frozenset(
-    {"schema_version", "snapshots", "materializations", "registrations", "aliases", "removals", "judgements"}
-)
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,27 +90,6 @@ def snapshot_id(key: str, content_hash: str) -> str:
 def id_of_rows(key: str, tables: Mapping[str, Sequence[Row]]) -> str:
     """The id that `publish` would give to these rows under this key; nothing is stored."""
     return snapshot_id(key, combine_hashes(_content(tables)[1], None))
-
-
-@cache
-def schema() -> dict[str, dict[str, str]]:
-    """Column types by table and column, in order, as schema.sql declares them: the allow-list of names in SQL."""
-    import duckdb
-
-    with duckdb.connect(":memory:") as connection:
-        connection.execute(schema_sql())
-        found = connection.execute(
-            "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal"
-            " ORDER BY table_name, column_index"
-        ).fetchall()
-    tables: dict[str, dict[str, str]] = {}
-    for table, column, kind in found:
-        tables.setdefault(table, {})[column] = kind
-    return tables
-
-
-def schema_sql() -> str:
-    return (resources.files("rlaif_assets.store") / "schema.sql").read_text(encoding="utf-8")
 
 
 class Warehouse:
@@ -191,7 +173,7 @@ class Warehouse:
             created_at=now(),
             row_counts={table: len(values["position"]) for table, values in columns.items() if values["position"]},
             table_hashes=hashes,
-            metrics=_finite(record.metrics),
+            metrics=finite(record.metrics),
         )
         header = {"position": 0, **dataclasses.asdict(record)}
         snapshot = to_columns("snapshots", [header], positioned=False)
@@ -201,9 +183,9 @@ class Warehouse:
                 return existing[0]
             connection.begin()
             for table, values in columns.items():
-                _insert(connection, table, {**values, "snapshot_id": [record.snapshot_id] * len(values["position"])})
+                insert(connection, table, {**values, "snapshot_id": [record.snapshot_id] * len(values["position"])})
             snapshot["position"] = [_count(connection, "snapshots")]
-            _insert(connection, "snapshots", snapshot)
+            insert(connection, "snapshots", snapshot)
             connection.commit()
         return record
 
@@ -229,7 +211,7 @@ class Warehouse:
         with self.connection(read_only=False) as connection:
             first = _count(connection, "removals")
             columns["position"] = list(range(first, first + len(removals)))
-            _insert(connection, "removals", columns)
+            insert(connection, "removals", columns)
 
     def rows(self, table: str, snapshot_id: str, limit: int | None = None) -> list[Row]:
         """The table's rows of one snapshot in the order they were given, JSON columns decoded, without `snapshot_id`
@@ -243,13 +225,13 @@ class Warehouse:
         """Like `rows`, with `position`."""
         kinds = table_columns(table)
         names = [name for name in kinds if name != "snapshot_id"]
-        query = f'SELECT {_quoted(names)} FROM "{table}" WHERE snapshot_id = ? ORDER BY position'
+        query = f'SELECT {quoted(names)} FROM "{table}" WHERE snapshot_id = ? ORDER BY position'
         values: list[Any] = [snapshot_id]
         if limit is not None:
             query, values = f"{query} LIMIT ?", [*values, limit]
         with self.connection(read_only=True) as connection:
             found = connection.execute(query, values).fetchall()
-        return [_decoded(names, row, kinds) for row in found]
+        return [decoded(names, row, kinds) for row in found]
 
     def grouped(self, table: str, snapshot_id: str, by: str, means: Sequence[str] = ()) -> list[Row]:
         """{by, rows, mean of each of these columns} for each value of a column, in their order; the rows stay there."""
@@ -410,14 +392,14 @@ def rows_where(connection: "duckdb.DuckDBPyConnection", table: str, column: str,
     if column not in kinds:
         raise StoreError(f"{table} has no column {column!r}: {nearest(column, sorted(kinds))}")
     names = [name for name in kinds if name != "position"]
-    query = f'SELECT {_quoted(names)} FROM "{table}" WHERE "{column}" = ?'
+    query = f'SELECT {quoted(names)} FROM "{table}" WHERE "{column}" = ?'
     if "snapshot_id" in kinds:
         columns = ", ".join(f't."{name}"' for name in names)
         query = (
             f'SELECT {columns} FROM "{table}" t LEFT JOIN snapshots USING (snapshot_id) WHERE t."{column}" = ?'
             " ORDER BY snapshots.position DESC, t.position"
         )
-    return [_decoded(names, row, kinds) for row in connection.execute(query, [value]).fetchall()]
+    return [decoded(names, row, kinds) for row in connection.execute(query, [value]).fetchall()]
 
 
 def removal_text(removal: Mapping[str, Any]) -> str:
@@ -425,137 +407,23 @@ def removal_text(removal: Mapping[str, Any]) -> str:
     return f"removed {removal['created_at'][:10]} by {removal['who']}: {removal['why']}"
 
 
-def table_columns(table: str) -> dict[str, str]:
-    """Column types of a data table. Raises StoreError with the nearest names when there is no such table."""
-    tables = {name: columns for name, columns in schema().items() if name not in OWN_TABLES}
-    if table not in tables:
-        raise StoreError(f"the warehouse has no table {table!r}: {nearest(table, sorted(tables))}")
-    return tables[table]
-
-
-def to_columns(table: str, rows: Sequence[Row], positioned: bool = True) -> dict[str, list[Any]]:
-    """Rows as columns of exactly the table's types, with `position` and without `snapshot_id` where `positioned`.
-
-    Raises StoreError naming table, row and column for an unknown column or a value that the column cannot keep.
-    """
-    kinds = table_columns(table) if positioned else schema()[table]
-    names = [name for name in kinds if not positioned or name not in ("snapshot_id", "position")]
-    for number, row in enumerate(rows):
-        if not row.keys() <= kinds.keys():
-            unknown = min(row.keys() - kinds.keys())
-            raise StoreError(f"{table}, row {number}: no column {unknown!r}: {nearest(unknown, names)}")
-    columns: dict[str, list[Any]] = {}
-    for name in names:
-        convert = CONVERSIONS[kinds[name]]
-        columns[name] = values = []
-        for number, row in enumerate(rows):
-            value = row.get(name)
-            try:
-                values.append(None if value is None else convert(value))
-            except (TypeError, ValueError) as error:
-                raise StoreError(f"{table}, row {number}, column {name} ({kinds[name]}): {error}") from error
-    if positioned:
-        columns["position"] = list(range(len(rows)))
-    return columns
-
-
-def _content(tables: Mapping[str, Sequence[Row]]) -> tuple[dict[str, dict[str, list[Any]]], dict[str, str]]:
-    """Columns and hash of each table."""
-    columns = {table: to_columns(table, rows) for table, rows in tables.items()}
-    return columns, {table: table_hash(_as_rows(table, values)) for table, values in columns.items()}
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, found {value!r}")
-    value.encode("utf-8")  # a lone surrogate has no UTF-8 form
-    return str(value)
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"expected a whole number, found {value!r}")
-    whole = int(value)
-    if not -(2**63) <= whole < 2**63:
-        raise ValueError(f"{whole} does not fit 64 bits")
-    return whole
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
-        raise TypeError(f"expected a number, found {value!r}")
-    return float(value)
-
-
-def _boolean(value: Any) -> bool:
-    import numpy as np
-
-    if not isinstance(value, bool | np.bool):
-        raise TypeError(f"expected true or false, found {value!r}")
-    return bool(value)
-
-
-def _json(value: Any) -> str:
-    text = canonical_json(value)
-    text.encode("utf-8")
-    if "NaN" in text or "Infinity" in text:  # else there is nothing that JSON does not know
-        json.loads(text, parse_constant=_refuse_constant)
-    return text
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} has no place in JSON")
-
-
-CONVERSIONS: dict[str, Callable[[Any], Any]] = {
-    "VARCHAR": _text,
-    "BIGINT": _integer,
-    "DOUBLE": _number,
-    "BOOLEAN": _boolean,
-    "JSON": _json,
-}
-
-
-def _as_rows(table: str, columns: Mapping[str, list[Any]]) -> Iterator[Row]:
-    """The rows as `rows` will return them, so that what is hashed is what will be read."""
-    kinds = table_columns(table)
-    names = list(columns)
-    return (_decoded(names, row, kinds) for row in zip(*columns.values(), strict=True))
-
-
-def _decoded(names: Sequence[str], values: Sequence[Any], kinds: Mapping[str, str]) -> Row:
-    return {
-        name: json.loads(value) if kinds[name] == "JSON" and value is not None else value
-        for name, value in zip(names, values, strict=True)
-    }
-
-
-def _insert(connection: "duckdb.DuckDBPyConnection", table: str, columns: Mapping[str, list[Any]]) -> None:
-    import pyarrow as pa
-
-    types = {"VARCHAR": pa.string(), "JSON": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64()}
-    kinds = schema()[table]
-    arrays = {name: pa.array(columns[name], types.get(kinds[name], pa.bool_())) for name in kinds}
-    connection.register("incoming", pa.table(arrays))
-    connection.execute(f'INSERT INTO "{table}" SELECT {_quoted(kinds)} FROM incoming')
-    connection.unregister("incoming")
-
-
 def _select_snapshots(
     connection: "duckdb.DuckDBPyConnection", where: str, values: Sequence[Any] | dict[str, Any]
 ) -> list[SnapshotRecord]:
     kinds = {name: kind for name, kind in schema()["snapshots"].items() if name != "position"}
-    query = f"SELECT {_quoted(kinds)} FROM snapshots WHERE {where} ORDER BY position"
+    query = f"SELECT {quoted(kinds)} FROM snapshots WHERE {where} ORDER BY position"
     found = connection.execute(query, values).fetchall()
-    return [SnapshotRecord(**_decoded(list(kinds), row, kinds)) for row in found]
+    return [SnapshotRecord(**decoded(list(kinds), row, kinds)) for row in found]
 
 
 def _count(connection: "duckdb.DuckDBPyConnection", table: str) -> int:
     return connection.execute(f'SELECT count(*) FROM "{table}"').fetchall()[0][0]
 
 
-def _quoted(names: Iterator[str] | Sequence[str] | Mapping[str, str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
+def _content(tables: Mapping[str, Sequence[Row]]) -> tuple[dict[str, dict[str, list[Any]]], dict[str, str]]:
+    """Columns and hash of each table."""
+    columns = {table: to_columns(table, rows) for table, rows in tables.items()}
+    return columns, {table: table_hash(as_rows(table, values)) for table, values in columns.items()}
 
 
 def _storable(rejection: Rejection) -> Row:
@@ -563,21 +431,6 @@ def _storable(rejection: Rejection) -> Row:
     return {
         name: text.encode("utf-8", "backslashreplace").decode() for name, text in dataclasses.asdict(rejection).items()
     }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity; as metrics they are kept as text."""
-    if isinstance(value, Mapping):
-        return {str(name): _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real | Decimal):
-        return float(value) if math.isfinite(value) else str(float(value))
-    raise StoreError(f"a metric is a number, text, list or mapping, not {type(value).__name__}")
 
 
 def now() -> str:

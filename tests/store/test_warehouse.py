@@ -19,8 +19,10 @@ import pytest
 from rlaif_assets import records
 from rlaif_assets.records import Rejection
 from rlaif_assets.store.checkpoint_files import adopt_folder, new_work_folder
+from rlaif_assets.store.columns import schema
+from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.lineage import ancestry, verify
-from rlaif_assets.store.warehouse import SnapshotRecord, StoreError, Warehouse, schema, snapshot_key
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, snapshot_key
 
 WRITER = """
 import sys
@@ -28,13 +30,13 @@ from pathlib import Path
 from rlaif_assets.store import warehouse as module
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
-insert = module._insert
+insert = module.insert
 
 def insert_and_tell(connection, table, columns):
     print("insert", table, flush=True)
     insert(connection, table, columns)
 
-module._insert = insert_and_tell
+module.insert = insert_and_tell
 home, name, first, last, size = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 warehouse = Warehouse(home)
 print("ready", flush=True)
@@ -414,14 +416,14 @@ def test_a_failed_publish_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     from rlaif_assets.store import warehouse as module
 
     warehouse = Warehouse(tmp_path)
-    insert = module._insert
+    insert = module.insert
 
     def fail_at_snapshot(connection: Any, table: str, columns: Any) -> None:
         if table == "snapshots":
             raise OSError("disk full")
         insert(connection, table, columns)
 
-    monkeypatch.setattr(module, "_insert", fail_at_snapshot)
+    monkeypatch.setattr(module, "insert", fail_at_snapshot)
     with pytest.raises(OSError, match="disk full"):
         warehouse.publish(record(), {"prompts": [prompt(1)]})
     monkeypatch.undo()
