@@ -24,7 +24,7 @@ from typing import Any
 
 import dagster as dg
 
-from rlaif_assets.assets import recording
+from rlaif_assets.assets import mlflow_run, recording
 from rlaif_assets.definitions import build_defs
 from rlaif_assets.records import Rejection
 
@@ -71,7 +71,7 @@ def stubbed_job() -> dg.JobDefinition:
     recording.Stage.record = _record  # type: ignore[method-assign]
     recording.Stage.record_source = _record_source
     if not os.environ.get(WITH_MLFLOW):
-        recording.Stage._start_run = lambda self: None
+        mlflow_run.MlflowRun.start = lambda self: None
     defs = build_defs()
     if os.environ[SIDE] == "peer":
         defs = dg.Definitions(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from rlaif_assets.assets.configuration import AUDITS_CHECK, AuditsCheckConfig
-from rlaif_assets.assets.recording import PASSPORT, user_errors
+from rlaif_assets.assets.recording import user_errors
 from rlaif_assets.assets.showing import picture
 from rlaif_assets.feedback.limits import ADVICE, OLDER_RULES, RULES, RULES_SINCE, Rule, measured, setting, under_limits
+from rlaif_assets.records import PASSPORT
 from rlaif_assets.resources import Storage
 from rlaif_assets.settings import AuditsSettings
 from rlaif_assets.store.pictures import kept_pictures

@@ -8,6 +8,7 @@ from typing import Literal, TypedDict
 
 Split = Literal["train", "dev", "test"]
 Role = Literal["train", "heldout"]
+PASSPORT = "passport"  # the metric that holds the judge's passport, or its id where labels that carry it were used
 
 
 class Message(TypedDict):

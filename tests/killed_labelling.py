@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rlaif_assets.assets import recording, step3_preferences
+from rlaif_assets.assets import mlflow_run, step3_preferences
 from rlaif_assets.feedback import probes
 from rlaif_assets.feedback.judge import Outcomes, Reading
 from rlaif_assets.language_models.local import Conversation
@@ -40,7 +40,7 @@ class WritingJudge:
 
 def label_home(folder: Path, model: Path, log: Path, batches: int | None) -> None:
     step3_preferences.judge_of = lambda stage: WritingJudge(log, batches)
-    recording.Stage._start_run = lambda self: None
+    mlflow_run.MlflowRun.start = lambda self: None
     probes.probe_judge = sound_probes
     result = Home(folder, model, f"constitution.path={folder / 'constitution.yaml'}", NO_REFERENCE).run([LABELS])
     if not result.success:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif_assets.assets.recording import Stage
+from rlaif_assets.assets.mlflow_run import MlflowRun
 from rlaif_assets.store.checkpoint_files import RESUME_FOLDER, killed_trainings, remove_dead_work
 from tests.homes import Home, failure, metadata
 
@@ -44,16 +44,16 @@ def test_a_function_is_a_reward_and_a_change_of_its_source_a_new_policy(home: Ho
 
 def test_a_killed_training_goes_on_where_it_was(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("ppo_policy.updates=3", "ppo_policy.kl_target=0.5", "compute.checkpoint_seconds=0")
-    plain = Stage.log
+    plain = MlflowRun.log
     steps: list[int] = []
 
-    def killed(self: Stage, metrics: Mapping[str, float], step: int) -> None:
+    def killed(self: MlflowRun, metrics: Mapping[str, float], step: int) -> None:
         steps.append(step)
         if step == 2 and len(steps) == 3:
             raise RuntimeError("killed")
         plain(self, metrics, step)
 
-    monkeypatch.setattr(Stage, "log", killed)
+    monkeypatch.setattr(MlflowRun, "log", killed)
     assert not home.run(PPO, *words).success
     folder = home.folder / RESUME_FOLDER
     assert [path.suffix for path in folder.iterdir()] == [".pt"]

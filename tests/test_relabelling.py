@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlaif_assets.assets import recording
+from rlaif_assets.assets import mlflow_run
 from rlaif_assets.assets.recording import FORCE_TAG
 from rlaif_assets.cli import app
 from rlaif_assets.feedback import forecast as forecasting
@@ -39,7 +39,7 @@ READ = LocalJudge.read
 
 @pytest.fixture(autouse=True)
 def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording.Stage, "_start_run", lambda self: None)
+    monkeypatch.setattr(mlflow_run.MlflowRun, "start", lambda self: None)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from rlaif_assets.assets.configuration import HarmlessnessPreferencesConfig, without_limits
-from rlaif_assets.assets.recording import PASSPORT, Product, Stage
+from rlaif_assets.assets.recording import Product, Stage
 from rlaif_assets.assets.showing import preview
 from rlaif_assets.feedback.limits import measured
-from rlaif_assets.records import JudgingConstitution, Pair, Prompt, Rejection
+from rlaif_assets.records import PASSPORT, JudgingConstitution, Pair, Prompt, Rejection
 
 if TYPE_CHECKING:
     from rlaif_assets.feedback.judge import Judge

@@ -170,7 +170,7 @@ def promote(stage: Stage, rules: list[PromotionRule]) -> None:
     )
     why = f"run {stage.context.run.run_id}: better {next(rule.note for rule in rules if rule.rule == 'better')}"
     registry.set_alias(stage.warehouse, REGISTERED_NAME, CHAMPION, version.version, stage.asset, why)
-    stage.tell(lambda tracker, _: tracker.point(REGISTERED_NAME, CHAMPION, version.mlflow_version))
+    stage.mlflow.tell(lambda tracker, _: tracker.point(REGISTERED_NAME, CHAMPION, version.mlflow_version))
 
 
 def named(version: "Version | None") -> str:

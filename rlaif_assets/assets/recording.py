@@ -8,42 +8,38 @@ import dataclasses
 import resource
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 from pydantic import BaseModel
 
+from rlaif_assets.assets.mlflow_run import InputRole, MlflowRun
 from rlaif_assets.assets.progress import make_progress
-from rlaif_assets.assets.showing import COLUMN_LINEAGE, PREVIEW_ROWS, as_row, numbers, picture, preview, sample
+from rlaif_assets.assets.showing import COLUMN_LINEAGE, PREVIEW_ROWS, as_row, charted, numbers, picture, preview, spent
 from rlaif_assets.devices import gpu_memory, gpu_name, reset_gpu_memory
 from rlaif_assets.feedback.limits import ADVICE, refusal
-from rlaif_assets.instance import dagster_url, tag_run
-from rlaif_assets.records import Judgement, Label, Prompt, Rejection
+from rlaif_assets.instance import tag_run
+from rlaif_assets.records import PASSPORT, Judgement, Label, Prompt, Rejection
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import AuditsSettings, SettingsError
-from rlaif_assets.store.errors import StoreError, TrackingError
+from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.pictures import keep_pictures, kept_pictures
 
 if TYPE_CHECKING:
     from rlaif_assets.language_models.local import LocalModel
     from rlaif_assets.store.judgements import JudgementStore
-    from rlaif_assets.store.tracking import Tracker
     from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
 FORCE_TAG = "rlaif/force"
 SKIPPED_TAG = "rlaif/skipped"  # on a run that left something out, with the reason
-PASSPORT = "passport"  # the metric that holds the judge's passport, or its id where labels that carry it were used
-CANDIDATE = "candidate"  # the alias of the newest policy in the registry
 NO_OPTIONS: Mapping[str, Any] = {}
 
 Row = TypeVar("Row")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,10 @@ class Stage:
         self.home = storage.folder()
         self.warehouse = storage.warehouse()
         self.judgements = judgement_store(self.warehouse, context.log.warning)
-        self.tracker = tracking.tracker(self.home)
         self.progress = make_progress(compute.progress, context.log.info, self.asset)
         self.inputs = self._upstream()
-        self.key, self.role = "", "input"  # known when recording begins
-        self.run_id: str | None = None
-        self.history: defaultdict[str, list[float]] = defaultdict(list)
-        self.untold = ""  # why MLflow lacks something
+        self.mlflow = MlflowRun(context, tracking.tracker(self.home), self.warehouse, self.inputs, self.code_version)
+        self.key = ""  # known when recording begins
         self._device: str | None = None
         self._work_folders: list[Path] = []
 
@@ -176,12 +169,6 @@ class Stage:
 
         return self.home / RESUME_FOLDER / f"{self.asset}-{self.key[:32]}.pt"
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Metrics of one training step: to the asset's MLflow run, and into `history` by name."""
-        for name, value in metrics.items():
-            self.history[name].append(value)
-        self.tell(lambda tracker, run_id: tracker.log_metrics(run_id, dict(metrics), step))
-
     # Recording
 
     def record(
@@ -193,7 +180,7 @@ class Stage:
         plotted: Callable[["SnapshotRecord"], Mapping[str, float | None]] = lambda record: {},
         guard: AbstractContextManager[None] | None = None,
         pages: Callable[["SnapshotRecord"], Mapping[str, str]] = lambda record: {},
-        role: Literal["input", "train", "eval"] = "input",
+        role: InputRole = "input",
     ) -> dg.MaterializeResult:
         """Reuses the newest snapshot of this stage's key, unless forced, or works and records under an MLflow run.
 
@@ -204,15 +191,14 @@ class Stage:
         comes out as it is. `pages` gives HTML by name, made of a new snapshot for MLflow to keep. `role` is what the
         inputs' rows are to this stage, for MLflow. Raises Failure, without retries, for the user's errors.
         """
-        self.role = role
         with user_errors():
             self.key = key = self._key(identity() if identity else self.config.model_dump())
             found = None if self.forced else self.warehouse.find(self.asset, key)
             if found is not None:
-                self._finish_tracking(found, registered)
+                self.mlflow.register_again(found, registered)
                 return self._result(found, True, shown(found), plotted(found), registered)
             with guard or nullcontext():
-                record = self._make(key, work, registered, plotted, pages)
+                record = self._make(key, work, registered, plotted, pages, role)
                 return self._result(record, False, shown(record), plotted(record), registered)
 
     def _make(
@@ -222,8 +208,9 @@ class Stage:
         registered: str | None,
         plotted: Callable[["SnapshotRecord"], Mapping[str, float | None]],
         pages: Callable[["SnapshotRecord"], Mapping[str, str]],
+        role: InputRole,
     ) -> "SnapshotRecord":
-        self._start_run()
+        self.mlflow.start()
         self.progress.start()
         try:
             reset_gpu_memory()
@@ -232,16 +219,16 @@ class Stage:
             record, _ = self._publish(key, product, time.monotonic() - started)
             keep_pictures(self.home, record.snapshot_id, product.pictures)
             self.resume_file().unlink(missing_ok=True)
-            self._track(record, product, registered, plotted(record))
-            self.tell(lambda tracker, run_id: log_pages(tracker, run_id, pages(record)))
+            self.mlflow.track(record, product, registered, plotted(record), role)
+            self.mlflow.keep_pages(lambda: pages(record))
         except BaseException:
-            self.tell(lambda tracker, run_id: tracker.end_run(run_id, "FAILED"))
+            self.mlflow.end("FAILED")
             for folder in self._work_folders:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         finally:
             self.progress.close()
-        self.tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
+        self.mlflow.end("FINISHED")
         return record
 
     def skip(self, why: str) -> None:
@@ -315,11 +302,11 @@ class Stage:
             metrics={
                 **product.metrics,
                 **product.documents,
-                **self._mlflow_ids(path, path is not None or "external_models" in product.tables, key),
+                **self.mlflow.ids(path, path is not None or "external_models" in product.tables, key),
                 "peak_memory_mb": peak_memory_mb(),
                 **gpu_memory(self._device),
             },
-            mlflow_run_id=self.run_id,
+            mlflow_run_id=self.mlflow.run_id,
             dagster_run_id=self.context.run.run_id,
             git_commit=commit,
             git_dirty=dirty,
@@ -331,118 +318,6 @@ class Stage:
         stored = self.warehouse.publish(record, product_rows(product), list(product.rejected))
         ours = (stored.dagster_run_id, stored.attempt) == (record.dagster_run_id, record.attempt)
         return stored, not ours
-
-    # MLflow: a record, not a result
-
-    def tell(self, call: "Callable[[Tracker, str], Result]") -> "Result | None":
-        """Tells MLflow about this asset's run. Where that fails, the work goes on and MLflow is not asked again."""
-        if self.run_id is None or self.untold:
-            return None
-        try:
-            return call(self.tracker, self.run_id)
-        except TrackingError as error:
-            self._give_up(error)
-            return None
-
-    def _give_up(self, error: TrackingError) -> None:
-        self.untold = str(error)
-        self.context.log.warning(f"{self.asset} goes on without MLflow: {error}")
-
-    def _start_run(self) -> None:
-        from rlaif_assets.store.tracking import DESCRIPTION_TAG
-
-        tags = {
-            "dagster.run_id": self.context.run.run_id,
-            "dagster.asset_key": self.asset,
-            "dagster.code_version": str(self.code_version),
-            DESCRIPTION_TAG: self._description(),
-        }
-        tags |= {f"rlaif.snapshot.{name}": record.snapshot_id for name, record in self.inputs.items()}
-        try:
-            self.run_id = self.tracker.start_run(f"{self.context.run.run_id[:8]}-{self.asset}", tags)
-        except TrackingError as error:
-            self._give_up(error)
-
-    def _description(self, snapshot_id: str | None = None) -> str:
-        """What a person reads on the page of the MLflow run, with the ways back."""
-        what = self.context.assets_def.descriptions_by_key[self.context.asset_key]
-        run_id = self.context.run.run_id
-        made = f"Snapshot `{snapshot_id}`: `rlaif trace {snapshot_id}` tells what made it.\n\n" if snapshot_id else ""
-        return (
-            f"**{self.asset}**: {' '.join(what.split())}\n\n{made}"
-            f"Dagster: [asset {self.asset}]({dagster_url()}/assets/{self.asset}), "
-            f"[run {run_id}]({dagster_url()}/runs/{run_id})"
-        )
-
-    def _mlflow_ids(self, path: str | None, is_model: bool, key: str) -> dict[str, str]:
-        """What links a snapshot to MLflow without asking it again: the run's page and the model made by it."""
-        tags = {"rlaif.asset": self.asset, "rlaif.key": key}
-        model_id = (
-            self.tell(lambda tracker, run_id: tracker.log_model(run_id, self.asset, path, tags)) if is_model else None
-        )
-        found = {"mlflow_url": self.tell(lambda tracker, run_id: tracker.url(run_id)), "mlflow_model_id": model_id}
-        return {name: value for name, value in found.items() if value is not None}
-
-    def _track(
-        self,
-        record: "SnapshotRecord",
-        product: Product,
-        registered: str | None,
-        plotted: Mapping[str, float | None],
-    ) -> None:
-        model_id = record.metrics.get("mlflow_model_id")
-
-        def tell(tracker: "Tracker", run_id: str) -> None:
-            tracker.log_params(run_id, record.settings)
-            told = {**dict(charted(record)), **dict(numbers(plotted)), **spent(record)}
-            tracker.log_metrics(run_id, {name: value for name, value in told.items() if name not in self.history})
-            for name, png in product.pictures.items():
-                tracker.log_figure(run_id, name, png)
-            for name, document in product.documents.items():
-                tracker.log_document(run_id, name, document)
-            for name, rows in product.tables.items():
-                if rows:
-                    tracker.log_table(run_id, name, sample(rows))
-            tracker.describe(run_id, self._description(record.snapshot_id))
-            for upstream in self.inputs.values():
-                for table, count in upstream.row_counts.items():
-                    tracker.log_dataset_input(run_id, table, upstream.snapshot_id, count, self.role)
-                if "mlflow_model_id" in upstream.metrics:
-                    tracker.log_model_input(run_id, upstream.metrics["mlflow_model_id"])
-
-        self.tell(tell)
-        if registered is not None:
-            self._register(record, registered, model_id)
-
-    def _register(self, record: "SnapshotRecord", name: str, model_id: str | None) -> None:
-        """Makes the snapshot a version of the registry's model, called the candidate: in MLflow where it can be told,
-        and in the home's own record."""
-        from rlaif_assets.store import registry
-
-        number = None
-        if model_id is not None:
-            number = self.tell(lambda tracker, _: tracker.register(model_id, name, record.snapshot_id, CANDIDATE))
-        version = registry.add_version(self.warehouse, name, record.snapshot_id, int(number) if number else None)
-        registry.set_alias(self.warehouse, name, CANDIDATE, version, self.asset, f"run {self.context.run.run_id}")
-
-    def _finish_tracking(self, record: "SnapshotRecord", registered: str | None) -> None:
-        """Registers a reused policy that is not the current one, for it comes back, and one that MLflow does not have,
-        since it was away or the run was killed before."""
-        if registered is None:
-            return
-        from rlaif_assets.store import registry
-
-        current = self.warehouse.current(self.asset)
-        known = registry.versions(self.warehouse, registered)
-        told = any(one.snapshot_id == record.snapshot_id and one.mlflow_version is not None for one in known)
-        if told and current is not None and current.snapshot_id == record.snapshot_id:
-            return
-        model_id, self.run_id = record.metrics.get("mlflow_model_id"), record.mlflow_run_id
-        if model_id is None:
-            self._start_run()
-            model_id = self._mlflow_ids(record.path, True, record.key).get("mlflow_model_id")
-        self._register(record, registered, model_id)
-        self.tell(lambda tracker, run_id: tracker.end_run(run_id, "FINISHED"))
 
     def _result(
         self,
@@ -459,7 +334,7 @@ class Stage:
             **{name: float(value) for name, value in numbers(plotted)},
             **{name: picture(name, png) for name, png in kept_pictures(self.home, record.snapshot_id).items()},
             **{n: dg.MetadataValue.md(v) if isinstance(v, str) else v for n, v in markdown.items()},
-            **{name: dg.MetadataValue.url(url) for name, url in self._mlflow_pages(record, registered).items()},
+            **{name: dg.MetadataValue.url(url) for name, url in self.mlflow.addresses(record, registered).items()},
             **self._table(record),
             "settings": dg.MetadataValue.json(record.settings),
             "inputs": dg.MetadataValue.json(record.inputs),
@@ -475,8 +350,8 @@ class Stage:
         if record.metrics.get(PASSPORT):
             told = record.metrics[PASSPORT]
             metadata[PASSPORT] = told if isinstance(told, str) else dg.MetadataValue.json(told)
-        if self.untold:
-            metadata["mlflow_pending"] = self.untold
+        if self.mlflow.untold:
+            metadata["mlflow_pending"] = self.mlflow.untold
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(record.snapshot_id))
 
     def _table(self, record: "SnapshotRecord") -> dict[str, Any]:
@@ -489,28 +364,6 @@ class Stage:
         lineage = {COLUMN_LINEAGE: definition[COLUMN_LINEAGE]} if COLUMN_LINEAGE in definition else {}
         rows = self.warehouse.rows(table, record.snapshot_id, PREVIEW_ROWS)
         return {"preview": preview(rows), "dagster/row_count": record.row_counts.get(table, 0), **lineage}
-
-    def _mlflow_pages(self, record: "SnapshotRecord", registered: str | None) -> dict[str, str]:
-        """Addresses in the MLflow UI of today, wherever it was when the snapshot was made."""
-        if "mlflow_url" not in record.metrics:
-            return {}
-        run = f"{self.tracker.ui_url}/#{record.metrics['mlflow_url'].partition('/#')[2]}"
-        pages = {"mlflow": run}
-        if "mlflow_model_id" in record.metrics:
-            pages["mlflow_model"] = f"{run.partition('/runs/')[0]}/models/{record.metrics['mlflow_model_id']}"
-        if registered is not None:
-            from rlaif_assets.store import registry
-
-            found = registry.versions(self.warehouse, registered)
-            numbers_there = [one.mlflow_version for one in found if one.snapshot_id == record.snapshot_id]
-            if numbers_there and numbers_there[0] is not None:
-                pages["mlflow_version"] = f"{self.tracker.ui_url}/#/models/{registered}/versions/{numbers_there[0]}"
-        return pages
-
-
-def log_pages(tracker: "Tracker", run_id: str, pages: Mapping[str, str]) -> None:
-    for name, page in pages.items():
-        tracker.log_page(run_id, name, page)
 
 
 @contextmanager
@@ -567,14 +420,3 @@ def source_identity(config: BaseModel, product: Product) -> dict[str, Any]:
 
 def code_version(asset: dg.AssetsDefinition) -> int:
     return int(asset.code_versions_by_key[asset.key] or 1)
-
-
-def spent(record: "SnapshotRecord") -> dict[str, float]:
-    """What making a snapshot took: seconds, and tokens per second."""
-    seconds = record.seconds or 0.0
-    return {"seconds": seconds, "tokens_per_second": round((record.tokens or 0) / max(seconds, 1e-9), 1)}
-
-
-def charted(record: "SnapshotRecord") -> Iterator[tuple[str, float]]:
-    """The numbers among a snapshot's metrics; a passport is told as a whole."""
-    return numbers({name: value for name, value in record.metrics.items() if name != PASSPORT})

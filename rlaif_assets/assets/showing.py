@@ -8,9 +8,14 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import dagster as dg
+
+from rlaif_assets.records import PASSPORT
+
+if TYPE_CHECKING:
+    from rlaif_assets.store.warehouse import SnapshotRecord
 
 PREVIEW_ROWS = 10
 PREVIEW_CHARACTERS = 200
@@ -96,3 +101,14 @@ def shortened(value: Any, characters: int = PREVIEW_CHARACTERS) -> str | int | f
         return value
     text = " ".join(str(value).split())
     return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
+def spent(record: "SnapshotRecord") -> dict[str, float]:
+    """What making a snapshot took: seconds, and tokens per second."""
+    seconds = record.seconds or 0.0
+    return {"seconds": seconds, "tokens_per_second": round((record.tokens or 0) / max(seconds, 1e-9), 1)}
+
+
+def charted(record: "SnapshotRecord") -> Iterator[tuple[str, float]]:
+    """The numbers among a snapshot's metrics; a passport is told as a whole."""
+    return numbers({name: value for name, value in record.metrics.items() if name != PASSPORT})

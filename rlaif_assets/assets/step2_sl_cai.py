@@ -52,7 +52,7 @@ def sl_cai_checkpoint(
         rows = examples.sft_examples(examples.prompts_by_id(harmful, helpful), revisions, answers)
         train, heldout = examples.split_heldout(rows, examples.conversation_id, config.heldout_share, config.seed)
         base, folder = stage.folder("base_model"), stage.work_folder()
-        metrics = train_sft(base, train, heldout, config, folder, compute.settings(), stage.log, stage.progress)
+        metrics = train_sft(base, train, heldout, config, folder, compute.settings(), stage.mlflow.log, stage.progress)
         used = examples.training_rows(train, heldout, metrics["dropped_row_ids"])
         rejected += unfinished + examples.dropped_rows(metrics, config.max_length)
         tables = {"answers": answers, "training_rows": used}

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Literal
 import dagster as dg
 
 from rlaif_assets.assets.configuration import PmpCheckpointConfig, RewardModelConfig, without_limits
-from rlaif_assets.assets.recording import PASSPORT, Product, Stage
+from rlaif_assets.assets.recording import Product, Stage
 from rlaif_assets.assets.showing import table_metadata
 from rlaif_assets.devices import POOL
-from rlaif_assets.records import CommunityPair, Comparison, Label, Pair, TrainingRow
+from rlaif_assets.records import PASSPORT, CommunityPair, Comparison, Label, Pair, TrainingRow
 from rlaif_assets.resources import ON_GPU, Compute, Storage, Tracking
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def pmp_checkpoint(
         rows = pmp_examples(train), pmp_examples(heldout)
         start, folder = stage.folder("base_model"), stage.work_folder()
         options = {**examples.training_options(config), "center_coefficient": 0.0}
-        places = {"output": folder, "compute": compute.settings(), "log": stage.log, "progress": stage.progress}
+        places = {"output": folder, "compute": compute.settings(), "log": stage.mlflow.log, "progress": stage.progress}
         metrics = train_preference_model(start, *rows, **options, **places)
         used = examples.training_rows(*rows, metrics["dropped_row_ids"])
         rejected = examples.dropped_rows(metrics, config.max_length)
@@ -139,7 +139,7 @@ def trained(stage: Stage, config: RewardModelConfig, half: Literal["a", "b"] | N
             config,
             folder := stage.work_folder(),
             stage.compute.settings(),
-            stage.log,
+            stage.mlflow.log,
             stage.progress,
             half,
         )

@@ -67,7 +67,7 @@ def ppo_policy(
 
     def work() -> Product:
         def log(metrics: dict[str, float], update: int) -> None:
-            stage.log(metrics, update)
+            stage.mlflow.log(metrics, update)
             stage.progress("updates", update + 1, config.updates)
 
         stage.progress("updates", 0, config.updates)
@@ -83,7 +83,7 @@ def policy_product(stage: Stage, result: "PpoResult", folder: Path) -> Product:
     for finding in result.findings:
         stage.context.log.warning(f"guard {finding.guard} after update {finding.update + 1}: {finding.why}")
     guarded = {"findings": [vars(finding) for finding in result.findings], "updates_kept": result.kept}
-    curves = {name: stage.history[name] for name in CURVES if name in stage.history}
+    curves = {name: stage.mlflow.history[name] for name in CURVES if name in stage.mlflow.history}
     tokens = sum(row["tokens"] for row in result.rollouts)
     metrics = {**result.metrics, "guards": guarded}
     scores = {name: curves[name] for name in SCORES if name in curves}

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlaif_assets.evaluation.report import evaluation_of
+from rlaif_assets.records import PASSPORT
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.lineage import ancestry
-from rlaif_assets.store.trace import PASSPORT, find_snapshot
+from rlaif_assets.store.trace import find_snapshot
 from rlaif_assets.store.warehouse import Row, SnapshotRecord, Warehouse
 
 # What a row is, beside what may be said anew of the same one: asset, table, its id, and the columns that may change.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlaif_assets.records import PASSPORT
 from rlaif_assets.settings import nearest
 from rlaif_assets.store import registry
 from rlaif_assets.store.errors import StoreError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection as Connection
 
 POLICY = "ppo_policy"
-PASSPORT = "passport"
 # The tables that hold rows with an id of their own, and its column; rows of the others are named by what they are of.
 ROW_TABLES = {
     "prompts": "prompt_id",
