@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlaif_assets.language_models.external import external_problems
 from rlaif_assets.store import registry
-from rlaif_assets.store.errors import StoreError, TrackingError
-from rlaif_assets.store.fingerprint import folder_fingerprint, row_id
+from rlaif_assets.store.errors import TrackingError
+from rlaif_assets.store.fingerprint import row_id
 from rlaif_assets.store.lineage import ancestry, materialized_by, verify
-from rlaif_assets.store.model_places import locate
 from rlaif_assets.store.trace import POLICY, find_snapshot
 from rlaif_assets.store.tracking import DATABASE, Tracker, param_texts
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, snapshot_key
@@ -56,7 +56,7 @@ def verify_policy(
         found += [f"{where}: {problem}" for problem in _key_problems(warehouse, record)]
         found += [f"{where}: {problem}" for problem in _passport_problems(warehouse, record)]
         if record.path is None:
-            found += [f"{where}: {problem}" for problem in _external_problems(warehouse, record)]
+            found += [f"{where}: {problem}" for problem in external_problems(warehouse, record.snapshot_id)]
         if instance is not None:
             found += [f"{where}: Dagster: {problem}" for problem in _dagster_problems(warehouse, instance, record)]
         problems += found
@@ -79,22 +79,6 @@ def missing_databases(home: Path) -> list[str]:
     if any(line.startswith(("storage:", "event_log_storage:", "run_storage:")) for line in text.splitlines()):
         return []
     return [name for name in DAGSTER_DATABASES if not (home / name).is_file()]
-
-
-def _external_problems(warehouse: Warehouse, record: SnapshotRecord) -> Iterator[str]:
-    """Models outside of the home: their weights are hashed where they lie. An endpoint has none."""
-    for row in warehouse.rows("external_models", record.snapshot_id):
-        if row["model"] is not None:
-            continue
-        from rlaif_assets.language_models.errors import ModelError
-        from rlaif_assets.language_models.local import local_folder
-
-        try:
-            folder = local_folder(*locate(warehouse.home, row))
-            if folder_fingerprint(folder) != row["fingerprint"]:
-                yield f"the model in {folder} is not the one that was used"
-        except (ModelError, StoreError, OSError) as error:
-            yield f"its weights cannot be read: {error}"
 
 
 def _key_problems(warehouse: Warehouse, record: SnapshotRecord) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from rlaif_assets.assets.recording import Stage
 from rlaif_assets.cli import app
 from rlaif_assets.store import registry
+from rlaif_assets.store.model_places import PLACES
 from rlaif_assets.store.tracking import Tracker
 from rlaif_assets.store.warehouse import SnapshotRecord, snapshot_key
 from tests.homes import Home, failure, metadata
@@ -89,6 +90,12 @@ def written(policy: str, harmless: int) -> list[dict[str, Any]]:
     return rows
 
 
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
 def tracker(folder: Path) -> Tracker:
     return Tracker(None, folder, "rlaif", "http://127.0.0.1:5000")
 
@@ -142,18 +149,25 @@ def test_promotion_from_the_first_candidate_on(policies: Policies) -> None:
     assert policies.current("champion_policy").metrics["compared_with"] == "rlaif-policy/1"
 
 
-def test_a_damaged_ancestor_or_other_evaluation_settings_refuse(policies: Policies) -> None:
+def test_a_damaged_ancestor_or_other_evaluation_settings_refuse(policies: Policies, model: Path) -> None:
     policies.add(36)
+    places = list((policies.folder / PLACES).iterdir())
+    other = shutil.copytree(model, policies.folder.with_name("other"))
+    flip_a_byte(other / "model.safetensors")
+    for place in places:
+        place.write_text(str(other))
+    told = policies.decide()
+    assert told["promoted"] is False and "is not the one that was used" in told["decision"]
+    for place in places:
+        place.write_text(str(model))
+
     path = policies.current("sl_cai_checkpoint").path
     assert path is not None
     weights = policies.folder / path / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-3] ^= 1
-    weights.write_bytes(content)
-    told = policies.decide()
+    flip_a_byte(weights)
+    told = policies.decide(force=True)
     assert told["promoted"] is False and "lineage: not as it was published: sl_cai_checkpoint" in told["decision"]
-    content[-3] ^= 1
-    weights.write_bytes(content)
+    flip_a_byte(weights)
     assert policies.decide(force=True)["promoted"] is True
 
     # The champion's own evaluation counts among what must be as it was published.

@@ -126,10 +126,16 @@ def answered_as(stage: Stage) -> str:
 
 def damage_in(stage: Stage, evaluations: list["SnapshotRecord"]) -> list[str]:
     """What is not as it was published in all that was made for these evaluations, the policies among it."""
+    from rlaif_assets.language_models.external import external_problems
     from rlaif_assets.store.lineage import ancestry, verify
 
-    wanted = {one.snapshot_id for of in evaluations for one in ancestry(stage.warehouse, of.snapshot_id)}
-    return [problem for snapshot_id in sorted(wanted) for problem in verify(stage.warehouse, snapshot_id)]
+    wanted = {one.snapshot_id: one.asset for of in evaluations for one in ancestry(stage.warehouse, of.snapshot_id)}
+    found: list[str] = []
+    for snapshot_id, asset in sorted(wanted.items()):
+        found += verify(stage.warehouse, snapshot_id)
+        outside = external_problems(stage.warehouse, snapshot_id)
+        found += [f"{asset} {snapshot_id}: {problem}" for problem in outside]
+    return found
 
 
 def answers_of(stage: Stage, evaluation: "SnapshotRecord", split: str) -> list[EvaluationAnswer]:
