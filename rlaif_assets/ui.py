@@ -15,6 +15,7 @@ import yaml
 
 from rlaif_assets.instance import DAGSTER_PORT, DAGSTER_URL
 from rlaif_assets.settings import Profile
+from rlaif_assets.store.moved_home import follow_home
 from rlaif_assets.store.tracking import home_uri, make_database
 
 HOST = "127.0.0.1"
@@ -108,6 +109,7 @@ def mlflow_command(home: Path, tracking_uri: str | None, port: int) -> list[str]
     uri = tracking_uri or home_uri(home)
     if uri == home_uri(home):
         make_database(home)
+        follow_home(home)
     return [
         *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"),
         *("--host", HOST, "--port", str(port)),

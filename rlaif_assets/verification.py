@@ -14,8 +14,9 @@ from rlaif_assets.store import registry
 from rlaif_assets.store.errors import TrackingError
 from rlaif_assets.store.fingerprint import row_id
 from rlaif_assets.store.lineage import ancestry, materialized_by, verify
+from rlaif_assets.store.moved_home import DATABASE
 from rlaif_assets.store.trace import POLICY, find_snapshot
-from rlaif_assets.store.tracking import DATABASE, Tracker, param_texts
+from rlaif_assets.store.tracking import Tracker, param_texts
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, snapshot_key
 
 if TYPE_CHECKING:

@@ -26,9 +26,10 @@ from rlaif_assets.store.checkpoint_files import (
     remove_dead_work,
 )
 from rlaif_assets.store.errors import StoreError, TrackingError
+from rlaif_assets.store.moved_home import ARTIFACTS
 from rlaif_assets.store.pictures import PICTURES
 from rlaif_assets.store.trace import POLICY
-from rlaif_assets.store.tracking import ARTIFACTS, Tracker
+from rlaif_assets.store.tracking import Tracker
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, now
 
 LOCK = "prune.lock"

@@ -15,7 +15,8 @@ from rlaif_assets.store import registry
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import row_id as id_of
 from rlaif_assets.store.lineage import ancestry
-from rlaif_assets.store.tracking import DATABASE, LOCK
+from rlaif_assets.store.moved_home import DATABASE
+from rlaif_assets.store.tracking import LOCK
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, rows_where
 
 if TYPE_CHECKING:

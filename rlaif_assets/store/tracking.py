@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from rlaif_assets.store.errors import TrackingError
 from rlaif_assets.store.fingerprint import canonical_json, sha256_text
+from rlaif_assets.store.moved_home import ARTIFACTS, DATABASE, follow_home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,9 +28,7 @@ LIMIT_PARAM, LIMIT_TAG, LIMIT_DIGEST, BATCH_PARAMS, BATCH_METRICS = 6000, 5000, 
 SNAPSHOT_TAG = "rlaif.snapshot_id"
 PRUNED_TAG = "rlaif.pruned"
 DESCRIPTION_TAG = "mlflow.note.content"
-DATABASE = "mlflow.db"
 LOCK = "mlflow.lock"  # beside the home's database from its first day on, and left where that is deleted
-ARTIFACTS = "mlflow_artifacts"
 
 
 def _told(method: "Callable[Concatenate[Tracker, P], T]") -> "Callable[Concatenate[Tracker, P], T]":
@@ -107,9 +106,12 @@ class Tracker:
 
     @cached_property
     def experiment_id(self) -> str:
-        """The experiment of this name; in a home that was copied, one of its own, as MLflow cannot move artifacts."""
+        """The experiment of this name, and one of its own where several homes share a database on this machine, so that
+        artifacts lie in the home."""
         if not self.uri.startswith("sqlite:"):
             return self._experiment(self.experiment, None).experiment_id
+        if self.uri == home_uri(self.home):
+            follow_home(self.home)
         location = (self.home / ARTIFACTS).as_uri()
         found = self._experiment(self.experiment, location)
         if found.artifact_location != location:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlaif_assets.store.tracking import ARTIFACTS, PRUNED_TAG, Tracker, TrackingError
+from rlaif_assets.store.moved_home import ARTIFACTS, follow_home
+from rlaif_assets.store.tracking import PRUNED_TAG, Tracker, TrackingError
 
 SNAPSHOT = "0123456789abcdef0123456789abcdef"
 
@@ -94,7 +95,10 @@ def test_nothing_leaves_the_home_and_nothing_is_global(
 
 
 def test_a_copied_home_writes_to_itself(tracker: Tracker, tmp_path: Path) -> None:
-    tracker.start_run("before")
+    earlier = tracker.start_run("before")
+    tracker.log_page(earlier, "page", "read me")
+    model_id = tracker.log_model(earlier, "policy", "checkpoints/p")
+    tracker.register(model_id, "rlaif-policy", SNAPSHOT)
     shutil.copytree(tracker.home, tmp_path / "copy")
     before = sorted(tracker.home.rglob("*"))
     copy = Tracker(None, tmp_path / "copy", "rlaif", "http://127.0.0.1:5000")
@@ -102,7 +106,17 @@ def test_a_copied_home_writes_to_itself(tracker: Tracker, tmp_path: Path) -> Non
     copy.log_figure(run_id, "moved", b"\x89PNG...")
     assert len(list((tmp_path / "copy").rglob("moved.png"))) == 1
     assert sorted(tracker.home.rglob("*")) == before
-    assert copy.experiment_id == Tracker(None, tmp_path / "copy", "rlaif", "").experiment_id
+    assert copy.experiment_id == tracker.experiment_id == Tracker(None, tmp_path / "copy", "rlaif", "").experiment_id
+
+    # What it shows of before the copy is its own as well: the original may be gone.
+    assert tracker.client.get_run(earlier).info.artifact_uri.startswith(tracker.home.as_uri())
+    away = tracker.home.rename(tmp_path / "away")
+    assert [one.path for one in copy.client.list_artifacts(earlier)] == ["page.html"]
+    version = copy.client.get_model_version("rlaif-policy", "1")
+    assert Path(copy.client.download_artifacts(earlier, "page.html", str(tmp_path))).read_text() == "read me"
+    assert version.source is not None and version.source.startswith((tmp_path / "copy").as_uri())
+    assert not follow_home(tmp_path / "copy")  # it is there
+    away.rename(tracker.home)
 
 
 def test_failures_are_tracking_errors(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
