@@ -87,7 +87,7 @@ def _result(
         "threshold": row["threshold"],
         "setting": f"audits.{setting(row)}" if setting(row) else "fixed",
         "rows": row["count"],
-        "what to do": advice,
+        "what to do": None if row["passed"] else advice,
         "snapshot_id": snapshot.snapshot_id,
         "passport_id": snapshot.metrics.get(PASSPORT, {}).get("passport_id"),
     }

@@ -110,7 +110,7 @@ def test_materialize_all_by_a_click_reuses_everything(ui: Ui) -> None:
 
 def test_the_graph_shows_every_step(ui: Ui) -> None:
     ui.page.goto(f"{ui.dagster}/locations/{REPOSITORY}/jobs/rlaif_all")
-    for group in ("sources", "step_1_revisions", "step_2_sl_cai"):
+    for group in ("step_0_sources", "step_1_revisions", "step_2_sl_cai"):
         expect(ui.page.get_by_text(group, exact=True).first).to_be_visible()
 
 

@@ -75,7 +75,7 @@ def test_a_wrong_name_is_refused_with_the_nearest(words: list[str], nearest: str
     assert not (home / "warehouse.duckdb").exists()
 
 
-@pytest.mark.parametrize("selection", ['group:"sources"', 'kind:"yaml"', "roots(*)"])
+@pytest.mark.parametrize("selection", ['group:"step_0_sources"', 'kind:"yaml"', "roots(*)"])
 def test_no_selection_warns_of_dagsters_stages(selection: str):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -68,7 +68,7 @@ STEPS = {
         },
     ),
     "policy_evaluation": (
-        "evaluation",
+        "step_6_evaluation",
         {
             "base_model",
             "sl_cai_checkpoint",
@@ -82,7 +82,7 @@ STEPS = {
         },
     ),
     "champion_policy": (
-        "promotion",
+        "step_7_promotion",
         {
             "ppo_policy",
             "policy_evaluation",
@@ -113,7 +113,7 @@ def test_the_assets_are_those_of_the_plan_and_each_has_a_config() -> None:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_sources_read_no_asset(name: str) -> None:
-    assert (spec(name).group_name, list(spec(name).deps), spec(name).kinds) == ("sources", [], SOURCES[name])
+    assert (spec(name).group_name, list(spec(name).deps), spec(name).kinds) == ("step_0_sources", [], SOURCES[name])
 
 
 @pytest.mark.parametrize("name", STEPS)

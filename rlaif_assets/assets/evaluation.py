@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LINEAGE = {
     "split": "red_team_prompts.split helpful_prompts.split",
     "value": "red_team_prompts.messages red_team_prompts.kind helpful_prompts.messages helpful_prompts.kind"
-    " base_model.fingerprint",
+    " base_model.fingerprint sl_cai_checkpoint.text ppo_policy.text",
 }
 PLOTTED = ("harmless_rate", "helpful_rate", "lookalike_refusal_rate", "evasive_rate", "kl", "mean_length")
 HELD_OUT: tuple[Split, ...] = ("dev", "test")
@@ -38,7 +38,7 @@ HELD_OUT: tuple[Split, ...] = ("dev", "test")
         "response_pairs",
         "harmlessness_preferences",
     ],
-    group_name="evaluation",
+    group_name="step_6_evaluation",
     owners=["team:alignment"],
     kinds={"duckdb", "mlflow", "huggingface"},
     pool=POOL,
@@ -73,7 +73,8 @@ def policy_evaluation(
         tables = {"evaluation_rates": rates, "evaluation_answers": answers}
         metrics = {"labels": _label_metrics(stage, policies["sl_cai"], config)}
         tokens = sum(row.tokens for row in answers)
-        return Product(tables, rejected + unjudged, None, metrics, tokens, _pictures(answers, rates))
+        shown = {"pictures": _pictures(answers, rates), "samples": {"side_by_side": side_by_side(prompts, answers)}}
+        return Product(tables, rejected + unjudged, None, metrics, tokens, **shown)
 
     return stage.record(
         work,
@@ -89,6 +90,18 @@ def _plotted(stage: Stage, record: "SnapshotRecord") -> dict[str, float | None]:
     shown = {("ppo", measure): measure for measure in PLOTTED} | {("ppo_vs_sl_cai", "win_rate"): "win_rate"}
     tested = [row for row in rows if row["split"] == "test" and (row["subject"], row["measure"]) in shown]
     return {shown[row["subject"], row["measure"]]: row["value"] for row in tested}
+
+
+def side_by_side(prompts: list[Prompt], answers: list[EvaluationAnswer]) -> list[dict[str, str]]:
+    """The policies' first answers to each test prompt, in one row."""
+    texts = {prompt.prompt_id: prompt.text for prompt in prompts}
+    rows: dict[str, dict[str, str]] = {}
+    for one in answers:
+        if one.split == "test" and one.sample == 0:
+            row = rows.setdefault(one.prompt_id, {"kind": one.kind, "prompt": texts[one.prompt_id]})
+            row |= {one.policy: one.text, f"{one.policy} verdict": one.verdict or ""}
+    whole = max((len(row) for row in rows.values()), default=0)
+    return [row for row in rows.values() if len(row) == whole]
 
 
 def _pictures(answers: list[EvaluationAnswer], rates: list[EvaluationRate]) -> dict[str, bytes]:

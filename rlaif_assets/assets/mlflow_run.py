@@ -37,6 +37,7 @@ class MlflowRun:
         self.run_id: str | None = None
         self.history: defaultdict[str, list[float]] = defaultdict(list)
         self.untold = ""  # why MLflow lacks something
+        self.read: set[tuple[str, str]] = set()  # the inputs' tables that the work has read
 
     def tell(self, call: "Callable[[Tracker, str], Result]") -> "Result | None":
         """Tells MLflow about this asset's run. Where that fails, the work goes on and MLflow is not asked again."""
@@ -111,13 +112,14 @@ class MlflowRun:
                 tracker.log_figure(run_id, name, png)
             for name, document in product.documents.items():
                 tracker.log_document(run_id, name, document)
-            for name, rows in product.tables.items():
+            for name, rows in {**product.tables, **product.samples}.items():
                 if rows:
                     tracker.log_table(run_id, name, sample(rows))
             tracker.describe(run_id, self._description(record.snapshot_id))
+            for asset, table in sorted(self.read):
+                upstream = self.inputs[asset]
+                tracker.log_dataset_input(run_id, table, upstream.snapshot_id, upstream.row_counts.get(table, 0), role)
             for upstream in self.inputs.values():
-                for table, count in upstream.row_counts.items():
-                    tracker.log_dataset_input(run_id, table, upstream.snapshot_id, count, role)
                 if "mlflow_model_id" in upstream.metrics:
                     tracker.log_model_input(run_id, upstream.metrics["mlflow_model_id"])
 

@@ -32,7 +32,7 @@ ANSWERED_AS = ("samples", "temperature", "max_new_tokens")  # evaluation setting
         "judging_constitution",
         "harmlessness_preferences",
     ],
-    group_name="promotion",
+    group_name="step_7_promotion",
     owners=["team:alignment"],
     kinds={"duckdb", "mlflow"},
     pool=POOL,
@@ -139,6 +139,7 @@ def damage_in(stage: Stage, evaluations: list["SnapshotRecord"]) -> list[str]:
 
 
 def answers_of(stage: Stage, evaluation: "SnapshotRecord", split: str) -> list[EvaluationAnswer]:
+    stage.mlflow.read.add(("policy_evaluation", "evaluation_answers"))
     rows = stage.warehouse.rows("evaluation_answers", evaluation.snapshot_id)
     return [row for row in as_records(EvaluationAnswer, rows) if row.split == split]
 

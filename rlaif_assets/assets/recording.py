@@ -20,7 +20,17 @@ from pydantic import BaseModel
 
 from rlaif_assets.assets.mlflow_run import InputRole, MlflowRun
 from rlaif_assets.assets.progress import make_progress
-from rlaif_assets.assets.showing import COLUMN_LINEAGE, PREVIEW_ROWS, as_row, charted, numbers, picture, preview, spent
+from rlaif_assets.assets.showing import (
+    COLUMN_LINEAGE,
+    PREVIEW_ROWS,
+    as_row,
+    charted,
+    numbers,
+    picture,
+    preview,
+    spent,
+    spread,
+)
 from rlaif_assets.devices import gpu_memory, gpu_name, reset_gpu_memory
 from rlaif_assets.feedback.limits import ADVICE, refusal
 from rlaif_assets.instance import tag_run
@@ -47,7 +57,8 @@ class Product:
     """What a stage's work hands back. Rows are dataclasses of `records` or dicts, by table, the main table first.
 
     `folder` holds finished weights (a work folder, adopted on publishing). `metrics` are plain values; what is told in
-    `documents` (JSON, by name) is one of them, and MLflow keeps it as a file.
+    `documents` (JSON, by name) is one of them, and MLflow keeps it as a file. `samples` are further rows by name, for
+    people alone: MLflow shows them, nothing stores them.
     """
 
     tables: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -57,6 +68,7 @@ class Product:
     tokens: int = 0
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     documents: Mapping[str, Any] = field(default_factory=dict)
+    samples: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class Stage:
@@ -88,6 +100,7 @@ class Stage:
 
     def rows(self, record: type[Row], asset: str, table: str) -> list[Row]:
         """All rows of one table of an input, as records of this class."""
+        self.mlflow.read.add((asset, table))
         return as_records(record, self.warehouse.rows(table, self.inputs[asset].snapshot_id))
 
     def judgements_of(self, labels: Iterable[Label]) -> dict[str, Judgement]:
@@ -355,15 +368,16 @@ class Stage:
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(record.snapshot_id))
 
     def _table(self, record: "SnapshotRecord") -> dict[str, Any]:
-        """The main table: where its columns come from, its rows' number, and the first of them."""
+        """The main table: where its columns come from, its rows' number, and ten of them, at equal distances."""
         definition = self.context.assets_def.metadata_by_key[self.context.asset_key]
         table = definition.get("dagster/table_name")
         if table is None:
             return {}
         # Dagster reads the columns' lineage of materializations.
         lineage = {COLUMN_LINEAGE: definition[COLUMN_LINEAGE]} if COLUMN_LINEAGE in definition else {}
-        rows = self.warehouse.rows(table, record.snapshot_id, PREVIEW_ROWS)
-        return {"preview": preview(rows), "dagster/row_count": record.row_counts.get(table, 0), **lineage}
+        count = record.row_counts.get(table, 0)
+        rows = self.warehouse.at(table, record.snapshot_id, spread(count, PREVIEW_ROWS))
+        return {"preview": preview(rows), "dagster/row_count": count, **lineage}
 
 
 @contextmanager

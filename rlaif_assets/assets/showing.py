@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 PREVIEW_ROWS = 10
 PREVIEW_CHARACTERS = 200
-SAMPLE_ROWS = 50
+SAMPLE_ROWS = 100
 SAMPLE_CHARACTERS = 500
+EXACT = 2**53  # the largest whole number up to which JavaScript has them all
 COLUMN_LINEAGE = "dagster/column_lineage"
 
 
@@ -77,9 +78,10 @@ def picture(name: str, png: bytes) -> dg.MarkdownMetadataValue:
 
 
 def preview(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """Rows as Dagster shows them: a table of plain, shortened texts (the UI does not read markup in it)."""
-    records = [dg.TableRecord({name: shortened(value) for name, value in row.items()}) for row in rows]
-    columns = [dg.TableColumn(name, "string") for name in (rows[0] if rows else ())]
+    """Rows as Dagster shows them: a table of plain, shortened texts (the UI does not read markup in it), ids last."""
+    names = sorted(rows[0] if rows else (), key=lambda name: name.endswith(("_id", "_ids", "annotator", "fingerprint")))
+    records = [dg.TableRecord({name: shortened(row[name]) for name in names}) for row in rows]
+    columns = [dg.TableColumn(name, "string") for name in names]
     return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
 
 
@@ -89,15 +91,21 @@ def as_row(row: Any) -> dict[str, Any]:
 
 
 def sample(rows: Sequence[Any]) -> dict[str, list[Any]]:
-    """Up to 50 rows from all of a table, at equal distances, as columns of numbers and shortened texts."""
-    count = min(SAMPLE_ROWS, len(rows))
-    chosen = [as_row(rows[place * len(rows) // count]) for place in range(count)]
+    """Up to 100 rows from all of a table, at equal distances, as columns of numbers and shortened texts."""
+    chosen = [as_row(rows[place]) for place in spread(len(rows), SAMPLE_ROWS)]
     return {name: [shortened(row[name], SAMPLE_CHARACTERS) for row in chosen] for name in (chosen[0] if chosen else ())}
 
 
+def spread(count: int, number: int) -> list[int]:
+    """The places of at most so many of `count` things, at equal distances from the first on."""
+    chosen = min(number, count)
+    return [place * count // chosen for place in range(chosen)]
+
+
 def shortened(value: Any, characters: int = PREVIEW_CHARACTERS) -> str | int | float | bool | None:
-    """Numbers as they are; all else as text on one line, cut at so many characters."""
-    if value is None or isinstance(value, bool | int | float):
+    """Numbers as they are, but for those that a browser would round; all else as text on one line, cut at so many
+    characters."""
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) <= EXACT):
         return value
     text = " ".join(str(value).split())
     return text if len(text) <= characters else text[: characters - 1] + "…"

@@ -35,7 +35,7 @@ from rlaif_assets.relabel_lock import RELABEL_TAGS, relabelling
 from rlaif_assets.resources import Compute, Storage, Tracking
 from rlaif_assets.settings import BaseModelSettings, ConstitutionSettings, FeedbackModelSettings
 
-GROUP = "sources"
+GROUP = "step_0_sources"
 OWNERS = ["team:alignment"]
 MODEL = table_metadata("external_models", ExternalModel)
 
@@ -81,11 +81,9 @@ def judging_constitution(
     compute: Compute,
     tracking: Tracking,
 ) -> Iterator[dg.MaterializeResult]:
-    """The principles and examples by which the feedback model chooses; changing one does not touch step 1.
-
-    A relabel that finds another one at work ends here: `harmlessness_preferences` would wait for it in the pool.
-    """
+    """The principles and examples by which the feedback model chooses; changing one does not touch step 1."""
     stage = Stage(context, config, storage, compute, tracking)
+    # A relabel that finds another one at work ends here: `harmlessness_preferences` would wait for it in the pool.
     busy = relabelling(stage.home) if RELABEL_TAGS.items() <= context.run.tags.items() else None
     if busy:
         stage.skip(busy)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 GROUP = "step_3_preferences"
 PAIRS_LINEAGE = {
     "prompt_id": "red_team_prompts.prompt_id",
-    "response_a": "red_team_prompts.messages",
-    "response_b": "red_team_prompts.messages",
+    "response_a": "red_team_prompts.messages sl_cai_checkpoint.text",
+    "response_b": "red_team_prompts.messages sl_cai_checkpoint.text",
 }
 LABELS_LINEAGE = {
     "pair_id": "response_pairs.pair_id",
@@ -104,7 +104,7 @@ def harmlessness_preferences(
 ) -> Iterator[dg.MaterializeResult]:
     """Soft labels: how probably response A is the better one, by the feedback model or a person; and their audits.
 
-    Only what was never judged before is judged. Skipped where another run is at it.
+    Only what was never judged before is judged.
     """
     config = with_as_of(config)
     stage = Stage(context, config, storage, compute, tracking)
@@ -112,16 +112,21 @@ def harmlessness_preferences(
     lock = relabel_lock(stage.home, context.run.run_id, context.log.warning)
     try:
         yield stage.record(
-            lambda: preference_set(stage, config), lambda: audited_identity(config), plotted=flip_rate, guard=lock
+            lambda: preference_set(stage, config),
+            lambda: audited_identity(config),
+            plotted=lambda record: flip_rate(stage, record),
+            guard=lock,
         )
         show_passport(stage)
     except RelabelHeldError as held:
         stage.skip(str(held))
 
 
-def flip_rate(record: "SnapshotRecord") -> dict[str, float | None]:
-    """Of the labels, by certainty, those on whose pair the judge chose another response in the other order."""
-    return {"flip_rate": record.metrics["audits"].get("position_flip_rate")}
+def flip_rate(stage: Stage, record: "SnapshotRecord") -> dict[str, float | None]:
+    """Of the labels with a choice in both orders, the share in which the judge chose another response in the other."""
+    counts = {row["flipped"]: row["rows"] for row in stage.warehouse.grouped("labels", record.snapshot_id, "flipped")}
+    asked = counts.get(True, 0) + counts.get(False, 0)
+    return {"flip_rate": counts.get(True, 0) / asked if asked else None}
 
 
 def preference_set(stage: Stage, config: HarmlessnessPreferencesConfig) -> Product:
@@ -188,6 +193,7 @@ def label_changes(
         stage.require_made_from("harmlessness_preferences", "response_pairs", "judging_constitution")
         stage.require_made_from("response_pairs", "red_team_prompts")
         old, new = labelled(stage, previous), labelled(stage, stage.inputs["harmlessness_preferences"])
+        stage.mlflow.read |= {("harmlessness_preferences", "labels"), ("judging_constitution", "judging_principles")}
         pairs, prompts = stage.rows(Pair, "response_pairs", "pairs"), stage.prompts("red_team_prompts")
         changes, flips = compare(old, new, pairs, prompts_by_id(prompts), config.largest_flips)
         metrics = {**change_metrics(changes, old, new), "compared_with": previous and previous.snapshot_id}

@@ -25,14 +25,16 @@ REGISTERED_NAME = "rlaif-policy"
 SCORES = ("score", "heldout_score")
 CURVES = (
     *("reward", *SCORES, "kl", "entropy", "clip_fraction", "explained_variance", "length", "no_eos_share"),
-    *("clipped_score_share", "seconds_rollout", "seconds_score", "seconds_train", "tokens_per_second"),
+    *("clipped_score_share", "seconds_rollout", "seconds_score", "seconds_train", "update_tokens_per_second"),
 )
 HALVES = {"reward_model_half_a", "reward_model_half_b"}
 PREFERENCE_MODELS = {"reward_model", *HALVES}
 JUDGE = "judge"
 LINEAGE = {
     "prompt_id": "red_team_prompts.prompt_id helpful_prompts.prompt_id",
-    "text": "red_team_prompts.messages helpful_prompts.messages",
+    "text": "red_team_prompts.messages helpful_prompts.messages sl_cai_checkpoint.text",
+    "score": "reward_model.row_id",
+    "kl": "sl_cai_checkpoint.text",
 }
 
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rlaif_assets.evaluation.limits import LIMITS, simulated
 from rlaif_assets.evaluation.ml_bom import ml_bom, snapshot_uri, utc
 from rlaif_assets.evaluation.report import NAMES, build_report, evaluation_of
 from rlaif_assets.evaluation.signing import SIGNATURE, load_signer
@@ -32,11 +33,6 @@ PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:rlaif-assets:asset:v1"
 SOURCE_URI = "urn:rlaif-assets:source"
 CONTENT_HASH = "rlaifContentHash"  # of rows and weights: `sha256` would say that it is of a file's bytes
-LIMITS = (
-    "The labels are a model's, under its constitution, and carry what it does not see. The numbers are of the "
-    "prompts that were held out of training, and of no others. Scores of a reward model can be over-optimised: read "
-    "answers before you rely on it."
-)
 TOLD = ("inputs", "settings", "code_version", "git_commit", "git_dirty", "row_counts", "created_at", "passport")
 SUBJECTS = {"base_model": "base", "sl_cai_checkpoint": "sl_cai", "ppo_policy": "ppo"}  # as an evaluation names them
 RATES = ("harmless_rate", "helpful_rate", "lookalike_refusal_rate", "incoherent_rate")
@@ -74,7 +70,7 @@ def export_policy(warehouse: Warehouse, name: str, folder: Path, key: Path | Non
         (new / CARD).write_text(model_card(warehouse, found, report), encoding="utf-8")
         files = {path.name: file_sha256(path) for path in sorted(new.iterdir())}
         measured = report["policies"].get(SUBJECTS[record.asset], {}) if report else {}
-        _write(new / BOM, ml_bom(found, files, measured, LIMITS))
+        _write(new / BOM, ml_bom(found, files, measured, [LIMITS, *simulated(found["snapshots"])]))
         files[BOM] = file_sha256(new / BOM)
         _write(new / STATEMENT, statement(found, files))
         if problems := verify_export(new):
@@ -197,7 +193,7 @@ def model_card(warehouse: Warehouse, found: Mapping[str, Any], report: Mapping[s
         "Constitution": _principles(warehouse, made),
         "Judge": _judge(made),
         "Results": _results(report, asset),
-        "Limits": [LIMITS],
+        "Limits": [" ".join([LIMITS, *simulated(found["snapshots"])])],
     }
     parts = [
         f"---\n{head.to_yaml()}\n---\n\n# {title}\n",

@@ -5,7 +5,7 @@ a component too, models as such and rows as data, with what each was made from a
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -21,7 +21,7 @@ def utc(timestamp: str) -> str:
 
 
 def ml_bom(
-    found: Mapping[str, Any], files: Mapping[str, str], measured: Mapping[str, Any], limits: str
+    found: Mapping[str, Any], files: Mapping[str, str], measured: Mapping[str, Any], limits: Sequence[str]
 ) -> dict[str, Any]:
     """`found` as of `trace_policy`; `files`: SHA-256 by name; `measured`: the policy's numbers as of `build_report`."""
     *ancestors, own = found["snapshots"]
@@ -37,7 +37,7 @@ def ml_bom(
             "datasets": [{"ref": one["bom-ref"]} for one in components if one["type"] == "data"],
         },
         "quantitativeAnalysis": {"performanceMetrics": _metrics(measured)},
-        "considerations": {"technicalLimitations": [limits]},
+        "considerations": {"technicalLimitations": list(limits)},
     }
     policy = _component(own) | {"name": names[0] if names else own["asset"], "components": hashed, "modelCard": card}
     tool = {"type": "application", "name": "rlaif-assets", "version": version("rlaif-assets")}

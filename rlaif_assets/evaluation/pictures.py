@@ -58,13 +58,19 @@ def lengths_picture(lengths: Mapping[str, Sequence[int]]) -> bytes:
 def reliability_picture(by_source: Mapping[str, Sequence[Sequence[float]]]) -> bytes:
     """Agreement with the labels over confidence, one line per source; the dashed line is perfect calibration.
 
-    Bins are [confidence, agreement, count], as in `calibration.ReliabilityBin`.
+    Bins are [confidence, agreement, count], as in `calibration.ReliabilityBin`; each point is as large as its count,
+    which stands beside it.
     """
     figure = Figure(figsize=(4.5, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0.5, 1], [0.5, 1], linestyle="dashed", color="grey")
+    most = max((b[2] for bins in by_source.values() for b in bins), default=1)
     for source, bins in by_source.items():
-        axes.plot([b[0] for b in bins], [b[1] for b in bins], marker="o", label=source)
+        (line,) = axes.plot([b[0] for b in bins], [b[1] for b in bins], linewidth=1, label=source)
+        sizes = [12 + 88 * b[2] / most for b in bins]
+        axes.scatter([b[0] for b in bins], [b[1] for b in bins], sizes, color=line.get_color())
+        for confidence, agreement, count in bins:
+            axes.annotate(f"{count:g}", (confidence, agreement), (4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlabel("confidence in the predicted side")
     axes.set_ylabel("agreement with the labels")
     if by_source:

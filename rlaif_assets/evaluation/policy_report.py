@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 
 from rlaif_assets.evaluation.ancestry_graph import HEIGHT, WIDTH, draw_ancestry
-from rlaif_assets.evaluation.export import LIMITS
+from rlaif_assets.evaluation.limits import LIMITS, simulated
 from rlaif_assets.evaluation.report import (
     NAMES,
     UNITS,
@@ -99,7 +99,8 @@ def policy_page(
         graph=draw_ancestry(found["snapshots"]),
         box={"width": WIDTH, "height": HEIGHT},
         snapshots=[*snapshots, *([vars(evaluation)] if evaluation else [])],
-        limits=[LIMITS, *_limits(report, split, made, passport)],
+        simulated=list(simulated(made.values())),
+        limits=[LIMITS, *simulated(made.values()), *_limits(report, split, made, passport)],
         software=f"rlaif-assets {version('rlaif-assets')}",
     )
 

@@ -28,6 +28,7 @@ LIMIT_PARAM, LIMIT_TAG, LIMIT_DIGEST, BATCH_PARAMS, BATCH_METRICS = 6000, 5000, 
 SNAPSHOT_TAG = "rlaif.snapshot_id"
 PRUNED_TAG = "rlaif.pruned"
 DESCRIPTION_TAG = "mlflow.note.content"
+MODEL_VERSIONS_TAG = "mlflow.modelVersions"
 LOCK = "mlflow.lock"  # beside the home's database from its first day on, and left where that is deleted
 
 
@@ -218,6 +219,8 @@ class Tracker:
                 tags={SNAPSHOT_TAG: snapshot_id},
             )
             found = [created.version]
+            told = json.dumps([{"name": name, "version": str(created.version)}])
+            self.client.set_logged_model_tags(model_id, {MODEL_VERSIONS_TAG: told})  # what the model's page shows
         version = str(min(found, key=int))
         self.client.set_registered_model_alias(name, alias, version)
         return version

@@ -233,6 +233,17 @@ class Warehouse:
             found = connection.execute(query, values).fetchall()
         return [decoded(names, row, kinds) for row in found]
 
+    def at(self, table: str, snapshot_id: str, positions: Sequence[int]) -> list[Row]:
+        """The table's rows of one snapshot at these positions, as `rows` gives them."""
+        names = [name for name in table_columns(table) if name not in ("snapshot_id", "position")]
+        query = (
+            f'SELECT {quoted(names)} FROM "{table}" WHERE snapshot_id = ? AND position IN (SELECT unnest(?::BIGINT[]))'
+            " ORDER BY position"
+        )
+        with self.connection(read_only=True) as connection:
+            found = connection.execute(query, [snapshot_id, list(positions)]).fetchall()
+        return [decoded(names, row, table_columns(table)) for row in found]
+
     def grouped(self, table: str, snapshot_id: str, by: str, means: Sequence[str] = ()) -> list[Row]:
         """{by, rows, mean of each of these columns} for each value of a column, in their order; the rows stay there."""
         kinds = table_columns(table)
