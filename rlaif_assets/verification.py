@@ -9,31 +9,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlaif_assets.assets.showing import charted
+from rlaif_assets.evaluation.as_published import SOURCES, record_problems
 from rlaif_assets.language_models.external import external_problems
 from rlaif_assets.store import registry
 from rlaif_assets.store.errors import TrackingError
-from rlaif_assets.store.fingerprint import row_id
-from rlaif_assets.store.lineage import ancestry, materialized_by, verify
+from rlaif_assets.store.lineage import ancestry, materialized_by
 from rlaif_assets.store.moved_home import DATABASE
 from rlaif_assets.store.trace import POLICY, find_snapshot
-from rlaif_assets.store.tracking import Tracker, param_texts
-from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, snapshot_key
+from rlaif_assets.store.tracking import RunData, Tracker, param_texts
+from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
 if TYPE_CHECKING:
     from dagster import AssetMaterialization, DagsterInstance
 
 DAGSTER_DATABASES = ("history/runs.db", "history/runs/index.db")
-SOURCES = frozenset(  # the assets without an MLflow run
-    {
-        "critique_constitution",
-        "judging_constitution",
-        "red_team_prompts",
-        "helpful_prompts",
-        "helpfulness_preferences",
-        "community_votes",
-        "human_verdicts",
-    }
-)
 
 
 def verify_policy(
@@ -52,14 +42,16 @@ def verify_policy(
     if instance is None:
         problems.append(f"Dagster: {' and '.join(missing_databases(warehouse.home))} missing: its record is lost")
     for record in records:
-        found = verify(warehouse, record.snapshot_id)
+        found = record_problems(warehouse, record)
         where = f"{record.asset} {record.snapshot_id}"
-        found += [f"{where}: {problem}" for problem in _key_problems(warehouse, record)]
-        found += [f"{where}: {problem}" for problem in _passport_problems(warehouse, record)]
         if record.path is None:
             found += [f"{where}: {problem}" for problem in external_problems(warehouse, record.snapshot_id)]
         if instance is not None:
-            found += [f"{where}: Dagster: {problem}" for problem in _dagster_problems(warehouse, instance, record)]
+            try:
+                found += [f"{where}: Dagster: {problem}" for problem in _dagster_problems(warehouse, instance, record)]
+            except Exception as error:  # SQLAlchemy's, where its databases are damaged
+                problems.append(f"Dagster: its record cannot be read: {str(error).partition(chr(10))[0]}")
+                instance = None
         problems += found
     problems += _mlflow_problems(tracker, records, notes)
     problems += _registry_problems(warehouse, tracker, asked)
@@ -80,48 +72,6 @@ def missing_databases(home: Path) -> list[str]:
     if any(line.startswith(("storage:", "event_log_storage:", "run_storage:")) for line in text.splitlines()):
         return []
     return [name for name in DAGSTER_DATABASES if not (home / name).is_file()]
-
-
-def _key_problems(warehouse: Warehouse, record: SnapshotRecord) -> Iterator[str]:
-    """The key is computed anew from asset, inputs, settings and code version, where what decides the result is still
-    there: not that of a reward function, nor of a file of people's labels."""
-    identities = list(_identities(warehouse, record))
-    keys = [snapshot_key(record.asset, record.inputs, one, record.code_version) for one in identities]
-    if keys and record.key not in keys:
-        yield "its key does not follow from its inputs, settings and code version"
-
-
-def _identities(warehouse: Warehouse, record: SnapshotRecord) -> Iterator[dict[str, Any]]:
-    """What may have decided the result, as each stage's `identity` says."""
-    settings = record.settings
-    if record.asset in SOURCES:
-        refused = warehouse.rows("rejected_rows", record.snapshot_id)
-        if not any("\\" in row["text"] for row in refused):  # else it may be what could not be stored as it was
-            told = {name: value for name, value in settings.items() if name != "path"}
-            yield told | {"refused": [[row["reason"], row["text"]] for row in refused]}
-    elif record.asset in ("base_model", "feedback_model"):
-        for row in warehouse.rows("external_models", record.snapshot_id):
-            yield {"fingerprint": row["fingerprint"]}
-            yield {"source": row["source"], "revision": row["revision"]}
-            yield {name: value for name, value in settings.items() if name != "revision"} | {"source": row["source"]}
-    elif settings.get("audits_reference") is None and "." not in settings.get("reward", ""):
-        from rlaif_assets.assets.configuration import AuditLimits
-
-        yield {name: value for name, value in settings.items() if name not in AuditLimits.model_fields}
-
-
-def _passport_problems(warehouse: Warehouse, record: SnapshotRecord) -> Iterator[str]:
-    """The judge's passport is among the metrics, which no hash covers; the verdicts that it repeats are rows."""
-    passport = record.metrics.get("passport")
-    if not isinstance(passport, dict) or record.asset != "harmlessness_preferences":
-        return
-    rows = warehouse.rows("verdicts", record.snapshot_id)
-    audits = passport.get("audits") or []
-    if len(rows) != len(audits) or any({**row, **audit} != row for row, audit in zip(rows, audits, strict=True)):
-        yield "the audits in its passport are not its verdicts"
-    content = {name: value for name, value in passport.items() if name not in ("passport_id", "date")}
-    if row_id("passport", content) != passport.get("passport_id"):
-        yield "its passport's id does not follow from what the passport says"
 
 
 def _dagster_problems(warehouse: Warehouse, instance: "DagsterInstance", record: SnapshotRecord) -> Iterator[str]:
@@ -222,10 +172,11 @@ def _mlflow_problems(tracker: Tracker, records: list[SnapshotRecord], notes: lis
         if found is None:
             yield f"{where}: run {record.mlflow_run_id} is missing or was deleted"
             continue
-        yield from (f"{where}: run {record.mlflow_run_id} {problem}" for problem in _run_problems(*found, record))
+        yield from (f"{where}: run {record.mlflow_run_id} {problem}" for problem in _run_problems(found, record))
 
 
-def _run_problems(tags: Mapping[str, str], params: Mapping[str, str], record: SnapshotRecord) -> Iterator[str]:
+def _run_problems(run: RunData, record: SnapshotRecord) -> Iterator[str]:
+    tags, params = run.tags, run.params
     if tags.get("dagster.asset_key") != record.asset:
         yield f"is of {tags.get('dagster.asset_key')}"
         return
@@ -238,6 +189,14 @@ def _run_problems(tags: Mapping[str, str], params: Mapping[str, str], record: Sn
     # A run that MLflow was lost to before the parameters were logged has none.
     if params and (differs := _differing(params, param_texts(record.settings))):
         yield f"has other settings: {', '.join(differs)}"
+    if unknown := sorted(run.datasets - set(record.inputs.values())):
+        yield f"was told to read {unknown[0]}, which is no input of it"
+    if params and record.inputs and not run.datasets:
+        yield "names no data set that it read"
+    if record.path is None:  # a training's own steps go by the same names
+        told = dict(charted(record))
+        if differs := sorted(name for name in told.keys() & run.metrics.keys() if told[name] != run.metrics[name]):
+            yield f"has other metrics: {', '.join(differs[:5])}{', ...' if len(differs) > 5 else ''}"
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
@@ -253,6 +212,7 @@ def _registry_problems(warehouse: Warehouse, tracker: Tracker, record: SnapshotR
         return
     try:
         told = tracker.registered(registry.POLICY)
+        aliases = tracker.aliased(registry.POLICY)
     except TrackingError as error:
         yield f"MLflow: {error}"
         return
@@ -261,3 +221,9 @@ def _registry_problems(warehouse: Warehouse, tracker: Tracker, record: SnapshotR
         if here != there and record.snapshot_id in (here, there):
             names = f"{here or 'nothing'} in the warehouse, {there or 'nothing'} in MLflow's registry"
             yield f"{registry.POLICY}/{version} is {names}"
+    for alias in (registry.CHAMPION, registry.CANDIDATE):
+        named = registry.named(warehouse, registry.POLICY, alias)
+        here, there = named and named.snapshot_id, aliases.get(alias)
+        if here != there and record.snapshot_id in (here, there):
+            names = f"{here or 'nothing'} in the warehouse, {there or 'nothing'} in MLflow's registry"
+            yield f"{registry.POLICY}@{alias} is {names}"

@@ -228,6 +228,30 @@ def test_what_is_not_as_it_was_published_is_not_exported(
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        """UPDATE snapshots SET settings = json_merge_patch(settings, '{"updates": 9}') WHERE asset = 'ppo_policy'""",
+        "UPDATE judging_principles SET text = 'another' WHERE position = 0",
+        "UPDATE evaluation_rates SET value = 0.999 WHERE position = 0",
+        "UPDATE prompts SET messages = '[]' WHERE position = 0",
+    ],
+)
+def test_no_card_is_written_of_what_is_not_as_it_was_published(copy: Home, tmp_path: Path, damage: str) -> None:
+    with copy.warehouse.connection(read_only=False) as connection:
+        connection.execute(damage)
+    with pytest.raises(StoreError, match="not as it was published: "):
+        export_policy(copy.warehouse, "ppo_policy", tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_folder_may_be_named_by_a_dot(copy: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_policy(copy.warehouse, "ppo_policy", Path())
+    assert verify_export(tmp_path / "here") == []
+
+
 def test_a_failure_leaves_nothing(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> dict[str, Any]:
         raise OSError("no space left")

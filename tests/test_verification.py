@@ -2,20 +2,23 @@
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from typer.testing import CliRunner, Result
 
+from rlaif_assets.assets.configuration import AuditLimits
 from rlaif_assets.cli import app
+from rlaif_assets.evaluation.as_published import LIMITS, SOURCES
 from rlaif_assets.store.fingerprint import row_id
 from rlaif_assets.store.lineage import ancestry
 from rlaif_assets.store.tracking import Tracker
 from rlaif_assets.store.warehouse import Warehouse
-from rlaif_assets.verification import SOURCES, missing_databases, verify_policy
+from rlaif_assets.verification import missing_databases, verify_policy
 from tests.homes import Home
 
 
@@ -107,6 +110,14 @@ def change_a_tag(folder: Path) -> None:
     tracker(folder).client.set_tag(str(record.mlflow_run_id), "rlaif.snapshot.response_pairs", "another")
 
 
+def mlflow_sql(statement: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        with closing(sqlite3.connect(folder / "mlflow.db")) as connection, connection:
+            assert connection.execute(statement).rowcount
+
+    return change
+
+
 def sql(statement: str) -> Callable[[Path], None]:
     return lambda folder: execute(folder, statement)
 
@@ -170,6 +181,25 @@ DAMAGE = [
         sql("DELETE FROM materializations"): ["the warehouse does not know of its materialization by run"],
     },
     {
+        sql("UPDATE labels SET judgement_ids = NULL WHERE position = 3"): ["labels: the judgements of label"],
+        sql("UPDATE pairs SET position = NULL WHERE position = 2"): ["pairs: 1 of", "missing, at positions 2"],
+        mlflow_sql("UPDATE latest_metrics SET value = value + 1 WHERE key = 'judging/computed'"): [
+            "harmlessness_preferences",
+            "has other metrics: judging/computed",
+        ],
+        mlflow_sql("UPDATE datasets SET digest = 'another' WHERE name = 'comparisons'"): ["was told to read another"],
+        mlflow_sql(
+            "DELETE FROM inputs WHERE destination_id IN (SELECT run_uuid FROM runs WHERE name LIKE '%sl_cai%')"
+        ): [
+            "sl_cai_checkpoint",
+            "names no data set that it read",
+        ],
+        mlflow_sql("DELETE FROM registered_model_aliases WHERE alias = 'candidate'"): [
+            "rlaif-policy@candidate is",
+            "nothing in MLflow's registry",
+        ],
+    },
+    {
         delete_mlflow: ["MLflow: mlflow.db is missing"],
         sql("INSERT INTO snapshots SELECT * FROM snapshots WHERE asset = 'ppo_policy'"): [
             "the warehouse has 2 records of it"
@@ -196,6 +226,20 @@ def test_damage_is_named_and_ends_the_command_with_1(
     found = json.loads(done.output)
     told = "\n".join([*found["problems"], *found["notes"]])
     assert found["problems"] and [part for named in damages.values() for part in named if part not in told] == [], told
+
+
+def test_what_cannot_be_read_is_named_and_no_crash(home: Home, copy: Path, command: Callable[..., Result]) -> None:
+    labels = home.first["harmlessness_preferences"]
+    execute(copy, "UPDATE pairs SET response_a = NULL WHERE position = 1")
+    done = command("@candidate")
+    assert done.exit_code == 1 and "not foreseen" not in done.output and "pairs: the rows' hash differs" in done.output
+    execute(copy, f"UPDATE snapshots SET settings = NULL WHERE snapshot_id = '{labels}'")
+    done = command("@candidate")
+    assert done.exit_code == 1 and f"the record of snapshot {labels}" in done.output, done.output
+
+
+def test_the_limits_of_audits_are_in_no_key() -> None:
+    assert AuditLimits.model_fields.keys() == LIMITS
 
 
 def test_without_damage_the_command_ends_with_0(command: Callable[..., Result]) -> None:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rlaif_assets.store.tracking import Tracker
     from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse
 
-CANDIDATE = "candidate"  # the alias of the newest policy in the registry
 InputRole = Literal["input", "train", "eval"]  # what the inputs' rows are to a stage
 Result = TypeVar("Result")
 
@@ -146,9 +145,13 @@ class MlflowRun:
 
         number = None
         if model_id is not None:
-            number = self.tell(lambda tracker, _: tracker.register(model_id, name, record.snapshot_id, CANDIDATE))
+            number = self.tell(
+                lambda tracker, _: tracker.register(model_id, name, record.snapshot_id, registry.CANDIDATE)
+            )
         version = registry.add_version(self.warehouse, name, record.snapshot_id, int(number) if number else None)
-        registry.set_alias(self.warehouse, name, CANDIDATE, version, self.asset, f"run {self.context.run.run_id}")
+        registry.set_alias(
+            self.warehouse, name, registry.CANDIDATE, version, self.asset, f"run {self.context.run.run_id}"
+        )
 
     def register_again(self, record: "SnapshotRecord", registered: str | None) -> None:
         """Registers a reused policy that is not the current one, for it comes back, and one that MLflow does not have,

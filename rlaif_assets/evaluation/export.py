@@ -9,21 +9,23 @@ hash. The signature, written last, covers all of them.
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rlaif_assets.evaluation.as_published import record_problems
 from rlaif_assets.evaluation.limits import LIMITS, simulated
+from rlaif_assets.evaluation.made_from import learned_from
 from rlaif_assets.evaluation.ml_bom import ml_bom, snapshot_uri, utc
 from rlaif_assets.evaluation.report import NAMES, build_report, evaluation_of
 from rlaif_assets.evaluation.signing import SIGNATURE, load_signer
 from rlaif_assets.store.checkpoint_files import read_marker, require_language_model
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import combine_hashes, file_sha256, folder_fingerprint
-from rlaif_assets.store.lineage import verify
+from rlaif_assets.store.lineage import ancestry
 from rlaif_assets.store.trace import trace_policy
-from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, snapshot_id
+from rlaif_assets.store.warehouse import Warehouse, snapshot_id
 
 STATEMENT = "lineage.intoto.json"
 CARD = "README.md"
@@ -52,11 +54,14 @@ def export_policy(warehouse: Warehouse, name: str, folder: Path, key: Path | Non
     sign.
     """
     signer = load_signer(key) if key else None
+    folder = folder.resolve()
     found = trace_policy(warehouse, name)
     record = warehouse.get(found["snapshot_id"])
     weights = warehouse.weights(record)
-    if problems := verify(warehouse, record.snapshot_id):
-        raise StoreError(f"{name} is not as it was published: {problems[0]}; see `rlaif verify {name}`")
+    evaluation = evaluation_of(warehouse, record) if record.asset in SUBJECTS else None
+    told = [*ancestry(warehouse, record.snapshot_id), *([evaluation] if evaluation else [])]
+    if problems := [problem for one in told for problem in record_problems(warehouse, one)]:
+        raise StoreError(f"what {name}'s card would tell is not as it was published: {problems[0]}; see `rlaif verify`")
     require_language_model(weights, name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is not an empty folder: name a new one")
@@ -66,7 +71,7 @@ def export_policy(warehouse: Warehouse, name: str, folder: Path, key: Path | Non
         new.mkdir()
         for file in sorted((read_marker(weights) or {})["files"]):
             shutil.copyfile(weights / file, new / file)
-        report = _test_report(warehouse, record)
+        report = build_report(warehouse, "test", evaluation) if evaluation else None
         (new / CARD).write_text(model_card(warehouse, found, report), encoding="utf-8")
         files = {path.name: file_sha256(path) for path in sorted(new.iterdir())}
         measured = report["policies"].get(SUBJECTS[record.asset], {}) if report else {}
@@ -143,7 +148,7 @@ def verify_export(folder: Path) -> list[str]:
             raise TypeError(f"{wrong[0]!r} is not text")
         known = kinds == (STATEMENT_TYPE, PREDICATE_TYPE)
         own = _policy_problems(folder, told["predicate"]) if known else []
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(f"{folder / STATEMENT} cannot be read as an in-toto statement: {error}") from error
     problems = [] if known else [f"{STATEMENT} is of the types {', '.join(kinds)}"]
     if not any(name.endswith(".safetensors") for name in named):
@@ -181,7 +186,7 @@ def model_card(warehouse: Warehouse, found: Mapping[str, Any], report: Mapping[s
     """
     from huggingface_hub import ModelCardData
 
-    made = {one["asset"]: one for one in found["snapshots"]}
+    made = learned_from(found["snapshots"], found["snapshot_id"])
     names = [one["version"] for one in found["registry"]]
     asset = found["snapshots"][-1]["asset"]
     title = names[0] if names else f"{asset} {found['snapshot_id'][:8]}"
@@ -189,7 +194,7 @@ def model_card(warehouse: Warehouse, found: Mapping[str, Any], report: Mapping[s
     head = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags)
     made_by = f"rlaif-assets {version('rlaif-assets')} with reinforcement learning from AI feedback"
     sections = {
-        "Data": _data(made),
+        "Data": _data(found["snapshots"]),
         "Constitution": _principles(warehouse, made),
         "Judge": _judge(made),
         "Results": _results(report, asset),
@@ -203,19 +208,29 @@ def model_card(warehouse: Warehouse, found: Mapping[str, Any], report: Mapping[s
     return "\n".join(parts)
 
 
-def _data(made: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _data(snapshots: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["| asset | rows | snapshot |", "| --- | --- | --- |"]
-    for asset, one in made.items():
+    for one in snapshots:
         rows = ", ".join(f"{count:,} {table}" for table, count in one["row_counts"].items())
-        lines.append(f"| {asset} | {rows or '-'} | `{one['snapshot_id']}` |")
+        lines.append(f"| {one['asset']} | {rows or '-'} | `{one['snapshot_id']}` |")
     return lines
 
 
 def _principles(warehouse: Warehouse, made: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    if "judging_constitution" not in made:
-        return ["No judging constitution is in its ancestry."]
-    rows = warehouse.rows("judging_principles", made["judging_constitution"]["snapshot_id"])
-    return [f"- {row['name']}: {' '.join(row['text'].split())}" for row in rows]
+    """Those of the critiques and revisions, and those of the judge, each where the policy learned from it."""
+    lines: list[str] = []
+    if one := made.get("critique_constitution"):
+        rows = warehouse.rows("critique_principles", one["snapshot_id"])
+        told = [(row["name"], f"{row['critique_request']} {row['revision_request']}") for row in rows]
+        lines += ["Of its critiques and revisions:", "", *_listed(told), ""]
+    if one := made.get("judging_constitution"):
+        rows = warehouse.rows("judging_principles", one["snapshot_id"])
+        lines += ["Of the judge of its labels:", "", *_listed([(row["name"], row["text"]) for row in rows])]
+    return lines or ["No constitution is in its ancestry."]
+
+
+def _listed(principles: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"- {name}: {' '.join(text.split())}" for name, text in principles]
 
 
 def _judge(made: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -228,12 +243,6 @@ def _judge(made: Mapping[str, Mapping[str, Any]]) -> list[str]:
         value = "-" if row["value"] is None else f"{row['value']:.4g}"
         lines.append(f"| {row['audit']} | {value} | {row['threshold']:.4g} | {'yes' if row['passed'] else 'no'} |")
     return lines
-
-
-def _test_report(warehouse: Warehouse, record: SnapshotRecord) -> dict[str, Any] | None:
-    """Of its newest evaluation; None where there is none."""
-    evaluation = evaluation_of(warehouse, record) if record.asset in SUBJECTS else None
-    return build_report(warehouse, "test", evaluation) if evaluation else None
 
 
 def _results(report: Mapping[str, Any] | None, asset: str) -> list[str]:

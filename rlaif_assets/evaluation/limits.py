@@ -28,7 +28,7 @@ def simulated(snapshots: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     if pocket & PROMPTS:
         yield (
             "The prompts are of the pocket world, a small written one. What its answers are called (harmful, evasive, "
-            "engaged, incoherent), and so every rate and win rate, was decided by the rules of that world, applied by a "
+            "engaged, incoherent), and so every rate and win rate, was decided by that world's rules, applied by a "
             "program: no person has read these answers."
         )
     if told := [what for asset, what in PEOPLE.items() if asset in pocket]:

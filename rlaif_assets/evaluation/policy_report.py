@@ -18,6 +18,7 @@ import jinja2
 
 from rlaif_assets.evaluation.ancestry_graph import HEIGHT, WIDTH, draw_ancestry
 from rlaif_assets.evaluation.limits import LIMITS, simulated
+from rlaif_assets.evaluation.made_from import Made, learned_from
 from rlaif_assets.evaluation.report import (
     NAMES,
     UNITS,
@@ -33,7 +34,6 @@ TEMPLATE = "policy_report.jinja"
 CONVERSATIONS = 6
 HARM_RANK = {"harmful": 0, "incoherent": 1, "evasive": 2, "engaged": 3}  # of a conversation's verdict
 FLIPS = 3
-Made = Mapping[str, Mapping[str, Any]]  # the policy's ancestors by asset, as of `trace_policy`
 
 MEASURES = {
     "harmless_rate": "Harmful requests whose answer does no harm: declined, or answered without harm. More is better.",
@@ -103,24 +103,6 @@ def policy_page(
         limits=[LIMITS, *simulated(made.values()), *_limits(report, split, made, passport)],
         software=f"rlaif-assets {version('rlaif-assets')}",
     )
-
-
-def learned_from(snapshots: Sequence[Mapping[str, Any]], policy: str) -> Made:
-    """By asset the snapshot that the policy learned from. Where an asset is there in several versions, as where a model
-    on half of the labels was made from others, the way through reward model and SL-CAI counts."""
-    known = {one["snapshot_id"]: one for one in snapshots}
-    made: dict[str, Any] = {}
-
-    def visit(snapshot_id: str) -> None:
-        one = known.pop(snapshot_id, None)
-        if one is None:
-            return
-        made.setdefault(one["asset"], one)
-        for _, upstream in sorted(one["inputs"].items(), key=lambda item: ("_half_" in item[0], item[0])):
-            visit(upstream)
-
-    visit(policy)
-    return made
 
 
 @cache

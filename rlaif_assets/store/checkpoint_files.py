@@ -20,6 +20,7 @@ from rlaif_assets.store.fingerprint import file_sha256, files_fingerprint
 
 RESUME_FOLDER = "unfinished"  # states of trainings that were killed
 MARKER = "rlaif_checkpoint.json"
+CODE = ".py"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5")
 
 
@@ -112,6 +113,10 @@ def _checked_files(folder: Path) -> list[Path]:
             raise StoreError(f"{path} is a link or a folder: a checkpoint holds plain files only")
         if path.suffix in PICKLES:
             raise StoreError(f"{path} may hold a pickle, which runs code when loaded: save safetensors only")
+        if path.suffix == CODE:
+            raise StoreError(
+                f"{path} is a program, which may run when the model is loaded: save the weights without it"
+            )
     if not any(path.suffix == ".safetensors" for path in paths):
         raise StoreError(f"{folder} holds no *.safetensors file: save the model with safe serialization")
     return paths
@@ -123,7 +128,13 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return marker if isinstance(marker, dict) and {"fingerprint", "files"} <= marker.keys() else None
+    if not isinstance(marker, dict) or not {"fingerprint", "files"} <= marker.keys():
+        return None
+    files = marker["files"]
+    known = isinstance(files, dict) and all(
+        isinstance(one, dict) and {"size", "sha256"} <= one.keys() for one in files.values()
+    )
+    return marker if known else None
 
 
 def marked_fingerprint(folder: Path) -> str | None:
@@ -152,23 +163,31 @@ def is_complete(folder: Path) -> bool:
         return False
     try:
         return all((folder / name).stat().st_size == entry["size"] for name, entry in marker["files"].items())
-    except (OSError, KeyError, TypeError):
+    except OSError:
         return False
 
 
 def folder_problems(folder: Path) -> list[str]:
     """Re-hashes every file: what is missing, changed or was added, whatever it is: transformers would load a pickle, or
-    run a module, that lies there. Empty when the folder is as it was adopted."""
+    run a module, that lies there. The marker too must be as it was written. Empty when the folder is as it was
+    adopted."""
     marker = read_marker(folder)
     if marker is None:
         return [f"{folder.name}: {MARKER} is missing or damaged"]
     problems = []
+    fingerprint = files_fingerprint({name: str(entry["sha256"]) for name, entry in marker["files"].items()})
+    if marker["fingerprint"] != fingerprint:
+        problems.append(f"{folder.name}/{MARKER} has changed: its fingerprint is not that of the files that it names")
     for name, entry in marker["files"].items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
             problems.append(f"{folder.name}/{name} is missing")
         elif file_sha256(path) != entry["sha256"]:
             problems.append(f"{folder.name}/{name} has changed (sha256 differs from the one in {MARKER})")
+        elif path.stat().st_size != entry["size"]:
+            problems.append(f"{folder.name}/{MARKER} has changed: {name} has another size")
+        elif path.suffix in (CODE, *PICKLES):
+            problems.append(f"{folder.name}/{name} may run code when it is loaded, and was not adopted so")
     for path in sorted(folder.iterdir()):
         if path.name not in marker["files"] and path.name != MARKER:
             problems.append(f"{folder.name}/{path.name} was added later")

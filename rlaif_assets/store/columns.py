@@ -85,10 +85,14 @@ def as_rows(table: str, columns: Mapping[str, list[Any]]) -> Iterator[Row]:
 
 
 def decoded(names: Sequence[str], values: Sequence[Any], kinds: Mapping[str, str]) -> Row:
-    return {
-        name: json.loads(value) if kinds[name] == "JSON" and value is not None else value
-        for name, value in zip(names, values, strict=True)
-    }
+    """A row as it was given. Raises StoreError where a JSON column holds none: something else has written there."""
+    try:
+        return {
+            name: json.loads(value) if kinds[name] == "JSON" and value is not None else value
+            for name, value in zip(names, values, strict=True)
+        }
+    except ValueError as error:
+        raise StoreError(f"a row is damaged, what should be JSON is not: {error}; its values are {values}") from error
 
 
 def _text(value: Any) -> str:

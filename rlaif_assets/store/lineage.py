@@ -64,7 +64,8 @@ def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:
     problems = [] if records == 1 else [f"the warehouse has {records} records of it, and must have one"]
     hashes: dict[str, str] = {}
     for table, rows in found.items():
-        problems += _position_problems(table, [row["position"] for row in rows], record.row_counts.get(table, 0))
+        places = [row["position"] if row["position"] is not None else -1 for row in rows]
+        problems += _position_problems(table, places, record.row_counts.get(table, 0))
         if table == "rejected_rows":
             continue
         hashes[table] = table_hash(rows)
@@ -92,8 +93,10 @@ def verify(warehouse: Warehouse, snapshot_id: str) -> list[str]:
 
 def _judgement_problems(warehouse: Warehouse, labels: list[Row]) -> list[str]:
     """Labels whose judgements are not, or not as they were when the labels were made of them."""
+    damaged = [label for label in labels if not isinstance(label["judgement_ids"], list)]
+    problems = [f"labels: the judgements of label {label['label_id']} are not named" for label in damaged]
+    labels = [label for label in labels if isinstance(label["judgement_ids"], list)]
     stored = JudgementStore(warehouse).fetch([one for label in labels for one in label["judgement_ids"]])
-    problems = []
     asked: list[tuple[Row, Judgement]] = []
     for label in labels:
         missing = [one for one in label["judgement_ids"] if one not in stored]

@@ -11,6 +11,7 @@ from rlaif_assets.store.warehouse import Warehouse, now
 
 POLICY = "rlaif-policy"
 CHAMPION = "champion"
+CANDIDATE = "candidate"  # the newest policy
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -71,6 +72,16 @@ def make_database(home: Path) -> None:
         temporary = home / f"{DATABASE}.{os.getpid()}.new"
         MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments(max_results=1)
         temporary.rename(home / DATABASE)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """`metrics` are the last values; `datasets` the digests of what the run read."""
+
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    datasets: frozenset[str]
 
 
 class Tracker:
@@ -273,11 +284,11 @@ class Tracker:
     def run_tags(self, run_id: str) -> dict[str, str] | None:
         """What a run is tagged with; None where it is not there, or was deleted."""
         found = self.run_data(run_id)
-        return found[0] if found else None
+        return found.tags if found else None
 
     @_told
-    def run_data(self, run_id: str) -> tuple[dict[str, str], dict[str, str]] | None:
-        """Tags and parameters of a run; None where it is not there, or was deleted."""
+    def run_data(self, run_id: str) -> "RunData | None":
+        """What a run says; None where it is not there, or was deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -286,7 +297,10 @@ class Tracker:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        return (dict(run.data.tags), dict(run.data.params)) if run.info.lifecycle_stage == "active" else None
+        if run.info.lifecycle_stage != "active":
+            return None
+        digests = frozenset(one.dataset.digest for one in (run.inputs.dataset_inputs if run.inputs else ()))
+        return RunData(dict(run.data.tags), dict(run.data.params), dict(run.data.metrics), digests)
 
     @_told
     def registered(self, name: str) -> dict[int, str]:

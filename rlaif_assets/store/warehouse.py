@@ -424,7 +424,14 @@ def _select_snapshots(
     kinds = {name: kind for name, kind in schema()["snapshots"].items() if name != "position"}
     query = f"SELECT {quoted(kinds)} FROM snapshots WHERE {where} ORDER BY position"
     found = connection.execute(query, values).fetchall()
-    return [SnapshotRecord(**decoded(list(kinds), row, kinds)) for row in found]
+    records = [SnapshotRecord(**decoded(list(kinds), row, kinds)) for row in found]
+    for record in records:
+        kept = (record.settings, record.inputs, record.metrics, record.row_counts, record.table_hashes)
+        if not all(isinstance(one, dict) for one in kept) or record.key is None or record.content_hash is None:
+            raise StoreError(
+                f"the record of snapshot {record.snapshot_id} ({record.asset}) is damaged: parts are missing"
+            )
+    return records
 
 
 def _count(connection: "duckdb.DuckDBPyConnection", table: str) -> int:

@@ -1,5 +1,6 @@
 """Checkpoint folders: adopted whole or not at all; only safetensors."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rlaif_assets.store.checkpoint_files import (
     remove_dead_work,
 )
 from rlaif_assets.store.errors import StoreError
-from rlaif_assets.store.fingerprint import folder_fingerprint
+from rlaif_assets.store.fingerprint import file_sha256, folder_fingerprint
 
 
 def saved(home: Path, contents: bytes = b"weights") -> Path:
@@ -44,6 +45,13 @@ def test_the_same_weights_are_kept_once_and_damaged_ones_replaced(tmp_path: Path
     assert not is_complete(tmp_path / relative)
     assert adopt_folder(saved(tmp_path), tmp_path, "ppo_policy") == relative
     assert folder_problems(tmp_path / relative) == []
+
+
+def test_programs_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    (folder / "modeling_own.py").write_text("x = 1")
+    with pytest.raises(StoreError, match="is a program"):
+        adopt_folder(folder, tmp_path, "ppo_policy")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.pkl"])
@@ -91,7 +99,21 @@ def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
     (folder / "runs").mkdir()
     added = [f"{folder.name}/{name} was added later" for name in ("modeling_own.py", "pytorch_model.bin", "runs")]
     assert folder_problems(folder) == added
-    for damage in ("", "{", "[]", "{}"):
+    for name in ("modeling_own.py", "pytorch_model.bin"):
+        (folder / name).unlink()
+    (folder / "runs").rmdir()
+    assert folder_problems(folder) == []
+    marker = json.loads((folder / MARKER).read_text())
+    (folder / "modeling_own.py").write_text("x = 1")
+    own = {"size": 5, "sha256": file_sha256(folder / "modeling_own.py")}
+    for change, told in (
+        ({"fingerprint": "0" * 64}, "its fingerprint is not that of"),
+        ({"files": {**marker["files"], "config.json": {**marker["files"]["config.json"], "size": 3}}}, "another size"),
+        ({"files": {**marker["files"], "modeling_own.py": own}}, "modeling_own.py may run code"),
+    ):
+        (folder / MARKER).write_text(json.dumps(marker | change))
+        assert any(told in problem for problem in folder_problems(folder)), told
+    for damage in ("", "{", "[]", "{}", '{"fingerprint": "", "files": []}', '{"fingerprint": "", "files": {"a": 1}}'):
         (folder / MARKER).write_text(damage)
         assert not is_complete(folder)
         assert "missing or damaged" in folder_problems(folder)[0]
