@@ -425,6 +425,25 @@ def test_progress_lines_are_rare_and_estimate_the_rest() -> None:
     ]
 
 
+def test_what_is_left_is_that_of_all_phases_where_they_were_counted() -> None:
+    now = 0.0
+    lines: list[str] = []
+    progress = make_progress("log", lines.append, "revised_responses", lambda: now)
+    progress.expect(60)
+    for at, phase, done in (
+        (0, "response", 0),
+        (10, "response", 20),
+        (11, "critique 1/1", 0),
+        (22, "critique 1/1", 20),
+    ):
+        now = float(at)
+        progress(phase, done, 20)
+    assert lines == [
+        "revised_responses: response 20/20, about 20 s left",
+        "revised_responses: critique 1/1 20/20, about 11 s left",
+    ]
+
+
 def test_a_stretch_in_which_nothing_is_told_has_lines_too() -> None:
     now = 0.0
     lines: list[str] = []
@@ -461,6 +480,9 @@ class Calls:
         self.name, self.told, self.closed = name, [], False
 
     def start(self) -> None:
+        pass
+
+    def expect(self, total: int) -> None:
         pass
 
     def __call__(self, phase: str, done: int, total: int) -> None:

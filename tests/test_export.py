@@ -29,6 +29,7 @@ from rlaif_assets.evaluation.report import build_report
 from rlaif_assets.evaluation.signing import SigningError
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import file_sha256
+from rlaif_assets.store.warehouse import SnapshotRecord, snapshot_key
 from tests.homes import Home, failure
 
 
@@ -169,17 +170,22 @@ def test_adapters_are_merged(copy: Home, tmp_path: Path) -> None:
     assert torch.equal(made, exported) and not torch.equal(exported, before)
 
 
+def keyed(record: SnapshotRecord, **settings: Any) -> SnapshotRecord:
+    """The record as it would be under these settings."""
+    told = {**record.settings, **settings}
+    key = snapshot_key(record.asset, record.inputs, told, record.code_version)
+    return dataclasses.replace(record, key=key, settings=told)
+
+
 def test_a_policy_that_is_not_the_newest_has_its_own_results(copy: Home, tmp_path: Path) -> None:
     warehouse = copy.warehouse
     policy, evaluation = warehouse.current("ppo_policy"), warehouse.current("policy_evaluation")
     assert policy is not None and evaluation is not None
-    other = warehouse.publish(
-        dataclasses.replace(policy, key="b" * 64), {"rollouts": warehouse.rows("rollouts", policy.snapshot_id)}
-    )
+    other = warehouse.publish(keyed(policy, seed=7), {"rollouts": warehouse.rows("rollouts", policy.snapshot_id)})
     rates = [row | {"value": 0.123} for row in warehouse.rows("evaluation_rates", evaluation.snapshot_id)]
     inputs = evaluation.inputs | {"ppo_policy": other.snapshot_id}
     newest = warehouse.publish(
-        dataclasses.replace(evaluation, key="c" * 64, inputs=inputs), {"evaluation_rates": rates}
+        keyed(dataclasses.replace(evaluation, inputs=inputs), seed=7), {"evaluation_rates": rates}
     )
     for one in (other, newest):
         warehouse.record_materialization(one.snapshot_id, None, False)

@@ -67,6 +67,7 @@ def policy_evaluation(
         names = {"base": "base_model", "sl_cai": "sl_cai_checkpoint", "ppo": "ppo_policy"}
         policies = {name: stage.model(asset) for name, asset in names.items()}
         prompts = stage.prompts("red_team_prompts", "helpful_prompts", splits=HELD_OUT)
+        stage.progress.expect(len(prompts) * (len(policies) * config.samples + 2 * config.label_pairs_per_prompt))
         answers, rejected = evaluate(policies, prompts, config, classify, stage.progress)
         judged, self_judged, unjudged = _judged_duels(stage, answers)
         rates = _rates(answers, config, judged, self_judged)

@@ -11,9 +11,12 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 class Progress(Protocol):
     """Called with a phase, how much of it is done, and how much there is; closed when the stage ends, in any way.
-    What `start` begins is a watch over stretches in which nothing is called."""
+    What `start` begins is a watch over stretches in which nothing is called. `expect` says how much there is in all
+    phases together, where all are of one kind: what is left is then that of the stage, else of the phase."""
 
     def start(self) -> None: ...
+
+    def expect(self, total: int) -> None: ...
 
     def __call__(self, phase: str, done: int, total: int) -> None: ...
 
@@ -39,12 +42,16 @@ class Lines:
     def __init__(self, write: Callable[[str], None], name: str, clock: Callable[[], float]) -> None:
         self.write, self.name, self.clock = write, name, clock
         self.phase, self.done, self.total, self.first = "", 0, 0, 0
+        self.expected, self.before, self.begun = 0, 0, 0.0
         self.started = self.written = self.told = clock()
         self.closed, self.lock = threading.Event(), threading.Lock()
 
     def start(self) -> None:
         self.started = self.written = self.clock()
         threading.Thread(target=self._watch, name=f"progress of {self.name}", daemon=True).start()
+
+    def expect(self, total: int) -> None:
+        self.expected, self.before, self.begun = total, 0, self.clock()
 
     def _watch(self) -> None:
         while not self.closed.wait(SECONDS_BETWEEN_LOOKS):
@@ -53,6 +60,7 @@ class Lines:
     def __call__(self, phase: str, done: int, total: int) -> None:
         with self.lock:
             if phase != self.phase:
+                self.before += self.done
                 self.phase, self.started, self.first = phase, self.clock(), done
             self.done, self.total, self.told = done, total, self.clock()
         self.tell()
@@ -66,7 +74,11 @@ class Lines:
             self.written = now
             done = self.done - self.first
             so_far = f"{self.phase} {self.done}/{self.total}, " if self.phase else ""
-            if done > 0:
+            if (whole := self.before + self.done) and self.expected:
+                rest = max(self.total - self.done, self.expected - whole)
+                left = (self.told - self.begun) / whole * rest - (now - self.told)
+                self.write(f"{self.name}: {so_far}about {max(0.0, left):.0f} s left")
+            elif done > 0:
                 left = (self.told - self.started) / done * (self.total - self.done) - (now - self.told)
                 self.write(f"{self.name}: {so_far}about {max(0.0, left):.0f} s left")
             else:
@@ -84,6 +96,9 @@ class _Bars:
         self.name, self.phase = name, ""
 
     def start(self) -> None:
+        pass
+
+    def expect(self, total: int) -> None:
         pass
 
     def __call__(self, phase: str, done: int, total: int) -> None:

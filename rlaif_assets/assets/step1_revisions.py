@@ -45,6 +45,7 @@ def revised_responses(
             tuple(stage.rows(CritiqueExample, "critique_constitution", "critique_examples")),
         )
         prompts = stage.prompts("red_team_prompts")
+        stage.progress.expect(len(prompts) * (1 + config.rounds * (2 if config.critique else 1)))
         revisions, rejected = revise(stage.model("base_model"), constitution, prompts, config, stage.progress)
         return Product({"revisions": revisions}, rejected, tokens=sum(row.tokens_out for row in revisions))
 
