@@ -1,5 +1,6 @@
 """What Dagster's pages show: columns, where they come from, source links, numbers to follow, texts as texts."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +63,8 @@ def shown(home: Home, asset: str) -> Mapping[str, dg.MetadataValue]:
 
 
 def test_numbers_to_follow_have_short_names_and_are_those_that_are_stored(home: Home) -> None:
+    labels = home.warehouse.rows("labels", home.ids()["harmlessness_preferences"])
+    flipped = [row["flipped"] for row in labels if row["flipped"] is not None]
     wanted: dict[str, dict[str, Any]] = {
         "policy_evaluation": {
             row["measure"]: row["value"]
@@ -70,9 +73,7 @@ def test_numbers_to_follow_have_short_names_and_are_those_that_are_stored(home: 
             and (row["subject"], row["measure"])
             in {("ppo", "harmless_rate"), ("ppo", "helpful_rate"), ("ppo_vs_sl_cai", "win_rate")}
         },
-        "harmlessness_preferences": {
-            "flip_rate": metrics(home, "harmlessness_preferences")["audits"]["position_flip_rate"]
-        },
+        "harmlessness_preferences": {"flip_rate": sum(flipped) / len(flipped)},
         "reward_model": {
             f"accuracy_{source}": found["accuracy"]
             for source, found in metrics(home, "reward_model")["heldout"].items()
@@ -110,11 +111,42 @@ def test_markup_in_a_text_stays_a_text_of_a_table() -> None:
     assert found.records[0].data == {"text": text.replace("\n", " ")}
 
 
+def test_a_preview_is_of_all_rows_with_ids_last_and_whole_numbers_as_they_are(home: Home) -> None:
+    rows = [{"row_id": "a" * 32, "seed": 2**53 + 1, "count": 2**53, "text": "t"}]
+    found = preview(rows)
+    assert list(found.records[0].data) == ["seed", "count", "text", "row_id"]
+    assert found.records[0].data["seed"] == str(2**53 + 1) and found.records[0].data["count"] == 2**53
+    shown_rates = shown(home, "policy_evaluation")["preview"]
+    assert isinstance(shown_rates, dg.TableMetadataValue)
+    assert {"base", "ppo"} <= {row.data["subject"] for row in shown_rates.records}
+    assert {row.data["split"] for row in shown_rates.records} == {"dev", "test"}
+
+
+def test_mlflow_is_told_what_was_read_and_shows_the_policies_side_by_side(home: Home) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home.folder / 'mlflow.db'}")
+    read = {}
+    for asset in ("ppo_policy", "policy_evaluation"):
+        run = client.get_run(str(home.warehouse.get(home.ids()[asset]).mlflow_run_id))
+        assert run.inputs is not None
+        read[asset] = {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs}
+    prompts = {("prompts", home.ids()[name]) for name in ("red_team_prompts", "helpful_prompts")}
+    assert read["ppo_policy"] == prompts
+    labels = home.ids()["harmlessness_preferences"]
+    assert read["policy_evaluation"] > prompts | {("labels", labels)}
+    assert ("rollouts", home.ids()["ppo_policy"]) not in read["policy_evaluation"]
+    place = client.download_artifacts(run.info.run_id, "samples/side_by_side.json")
+    table = json.loads(Path(place).read_text())
+    wanted = {"kind", "prompt", "base", "base verdict", "sl_cai", "sl_cai verdict", "ppo", "ppo verdict"}
+    assert set(table["columns"]) == wanted and table["data"]
+
+
 def test_a_sample_is_drawn_from_all_rows_and_shortened() -> None:
     rows = [{"row": place, "text": f"{place} " + "long " * 500} for place in range(1000)]
     found = sample(rows)
     assert found["row"] == list(range(0, 1000, 1000 // SAMPLE_ROWS))
     assert {len(text) for text in found["text"]} == {showing.SAMPLE_CHARACTERS} and found["text"][1].startswith(
-        "20 long"
+        "10 long"
     )
     assert sample(rows[:3])["row"] == [0, 1, 2] and sample([]) == {}

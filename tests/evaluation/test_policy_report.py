@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from rlaif_assets.cli import app
 from rlaif_assets.evaluation.ancestry_graph import HEIGHT, WIDTH, draw_ancestry
+from rlaif_assets.evaluation.limits import simulated
 from rlaif_assets.evaluation.policy_report import MEASURES, number, policy_page
 from rlaif_assets.evaluation.rates import policy_rates, win_rates
 from rlaif_assets.evaluation.report import build_report, evaluation_of
@@ -349,6 +350,15 @@ def test_label_changes_are_counted_and_flips_shown(tmp_path: Path) -> None:
     assert page.row(f"kind {SCRIPT}") == [f"kind {SCRIPT}", "40", "3", "0.200"]
     assert page.text.count("P(A is better) 0.90 by ai, kind; now 0.20 by human") == 3
     assert page.text.count("Answer B better now") == 3
+
+
+def test_who_decided_the_verdicts_is_told(home: Home, page: Page) -> None:
+    told = list(simulated(trace_policy(home.warehouse, home.first["ppo_policy"])["snapshots"]))
+    assert len(told) == 2 and "applied by a program: no person has read" in told[0]
+    assert "helpfulness comparisons" in told[1] and "community votes" in told[1]
+    text = " ".join(page.text.split())
+    assert all(text.count(line) == 2 for line in told)  # with the results, and among the limits
+    assert list(simulated([{"asset": "red_team_prompts", "settings": {"path": "mine.jsonl"}}])) == []
 
 
 @pytest.mark.usefixtures("plain")

@@ -1,5 +1,6 @@
 """The tracker against a real MLflow on SQLite in a temporary home."""
 
+import json
 import os
 import shutil
 import signal
@@ -72,6 +73,8 @@ def test_a_snapshot_is_registered_once(tracker: Tracker) -> None:
     model = tracker.log_model(run_id, "ppo_policy", "checkpoints/ppo_policy/ef")
     first = tracker.register(model, "rlaif-policy", SNAPSHOT)
     assert tracker.register(model, "rlaif-policy", SNAPSHOT) == first
+    told = json.loads(tracker.client.get_logged_model(model).tags["mlflow.modelVersions"])
+    assert told == [{"name": "rlaif-policy", "version": first}]
     other = tracker.register(tracker.log_model(run_id, "ppo_policy"), "rlaif-policy", "f" * 32)
     assert other != first
     by_alias = tracker.client.get_model_version_by_alias("rlaif-policy", "candidate")
