@@ -486,7 +486,7 @@ def test_results_are_those_of_the_asset_that_is_compared(tmp_path: Path) -> None
         texts = [(one["a"]["text"], one["b"]["text"]) for one in found["answers"]]
         assert texts == [(f"{subject} 0.5", f"{subject} 1.0")], asset
     others = [published(warehouse, "red_team_prompts", {"n": number}, {}) for number in (1, 2)]
-    found = diff_policies(warehouse, *others, "test")
+    found = diff_policies(warehouse, others[0], others[1], "test")
     assert found["notes"] == ["red_team_prompts is no policy: there are no results to compare"]
 
 
