@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import unicodedata
@@ -126,6 +127,95 @@ def test_a_row_that_is_not_there_is_refused(home: Home) -> None:
         trace_row(home.warehouse, "nothing")
 
 
+@pytest.fixture
+def damaged(home: Home, tmp_path: Path) -> Warehouse:
+    """A copy of the home, to take rows out of."""
+    return Warehouse(Path(shutil.copytree(home.pristine, tmp_path / "damaged")))
+
+
+def remove(warehouse: Warehouse, table: str, column: str, value: str) -> None:
+    with warehouse.connection(read_only=False) as connection:
+        connection.execute(f'DELETE FROM "{table}" WHERE "{column}" = ?', [value])
+
+
+def told(warehouse: Warehouse, *words: str) -> str:
+    done = CliRunner().invoke(app, ["trace", *words, "--home", str(warehouse.home)])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def missing_links(warehouse: Warehouse, row_id: str) -> list[tuple[str, str]]:
+    return [(one["table"], one["id"]) for one in trace_row(warehouse, row_id)["chain"] if one.get("missing")]
+
+
+def test_links_of_a_label_that_are_missing_are_named(home: Home, damaged: Warehouse) -> None:
+    label = damaged.rows("labels", home.first["harmlessness_preferences"])[0]
+    asked, pair_id = label["label_id"], label["pair_id"]
+    judgement, other = label["judgement_ids"]
+    whole = trace_row(damaged, asked)
+    assert missing_links(damaged, asked) == []
+    remove(damaged, "judgements", "judgement_id", judgement)
+    assert missing_links(damaged, asked) == [("judgements", judgement)]
+    assert f"judgements {judgement}: missing\n" in told(damaged, "--row", asked)
+    remove(damaged, "prompts", "prompt_id", whole["chain"][0]["id"])
+    prompt = ("prompts", whole["chain"][0]["id"])
+    for row_id in (asked, other, pair_id, whole["chain"][1]["response_a_id"]):
+        assert prompt in missing_links(damaged, row_id), row_id
+    remove(damaged, "pairs", "pair_id", pair_id)
+    assert missing_links(damaged, asked) == [("pairs", pair_id), ("judgements", judgement)]
+    assert missing_links(damaged, other) == [("pairs", pair_id)]
+    assert f"pairs {pair_id}: missing, and with it which prompt it was of\n" in told(damaged, "--row", asked)
+    assert trace_row(damaged, asked)["policies"] == whole["policies"]
+
+
+def test_links_of_a_revision_that_are_missing_are_named(home: Home, damaged: Warehouse) -> None:
+    rows = damaged.rows("revisions", home.first["revised_responses"])
+    revision = next(row for row in rows if row["parent_id"])
+    remove(damaged, "revisions", "revision_id", revision["parent_id"])
+    remove(damaged, "critique_principles", "principle_id", revision["principle_id"])
+    chain = trace_row(damaged, revision["revision_id"])["chain"]
+    assert [(one["table"], one["id"], "missing" in one) for one in chain] == [
+        ("prompts", revision["prompt_id"], False),
+        ("revisions", revision["parent_id"], True),
+        ("critique_principles", revision["principle_id"], True),
+        ("revisions", revision["revision_id"], False),
+    ]
+
+
+def test_a_principle_whose_row_is_missing_is_still_told(home: Home, damaged: Warehouse) -> None:
+    labels = damaged.rows("labels", home.first["harmlessness_preferences"])
+    critique = damaged.rows("critique_principles", home.first["critique_constitution"])
+    used = {row["principle_id"] for row in labels}
+    both = {row["name"] for row in critique}
+    judging = damaged.rows("judging_principles", home.first["judging_constitution"])
+    principle = next(row for row in judging if row["principle_id"] in used and row["name"] in both)
+    name, lost = principle["name"], principle["principle_id"]
+    label = next(row["label_id"] for row in labels if row["principle_id"] == lost)
+    before = trace_principle(damaged, lost)
+    assert before["missing"] == {}
+    remove(damaged, "judging_principles", "principle_id", lost)
+    assert trace_principle(damaged, lost) == before | {"name": None, "text": None}
+    assert f"principle {lost} (judging)\n  missing: its row is in no constitution" in told(damaged, "--principle", lost)
+    namesake = trace_principle(damaged, name)
+    assert namesake["kind"] == "critique" and namesake["missing"] == {lost: "judging"}
+    assert f"missing, and perhaps of this name too; give an id: {lost} (judging)\n" in told(
+        damaged, "--principle", name
+    )
+    with pytest.raises(StoreError, match=rf"no principle 'x'.* name these, whose rows are missing: {lost} \(judging\)"):
+        trace_principle(damaged, "x")
+    assert missing_links(damaged, label) == [("judging_principles", lost)]
+    assert f"judging_principles {lost}: missing\n" in told(damaged, "--row", label)
+
+
+def test_what_audits_asked_is_not_called_missing(home: Home) -> None:
+    with home.warehouse.connection(read_only=True) as connection:
+        probes = connection.execute(
+            "SELECT judgement_id FROM judgements ANTI JOIN pairs USING (pair_id) WHERE judgement_id NOT IN"
+            " (SELECT unnest(from_json(judgement_ids, '[\"VARCHAR\"]')) FROM labels) LIMIT 1"
+        ).fetchall()
+    assert probes and missing_links(home.warehouse, probes[0][0]) == []
+
+
 def test_a_principle_is_counted_in_what_it_touched(home: Home) -> None:
     labels = home.warehouse.rows("labels", home.first["harmlessness_preferences"])
     principle_id = labels[0]["principle_id"]
@@ -133,6 +223,9 @@ def test_a_principle_is_counted_in_what_it_touched(home: Home) -> None:
     found = trace_principle(home.warehouse, principle_id)
     assert found["labels"] == len(own) and found["judgements"] >= 2 * len(own) and found["revisions"] == 0
     assert found["kind"] == "judging" and home.first["ppo_policy"] in found["policies"]
+    assert found["label_ids"] == sorted(row["label_id"] for row in own) and found["revision_ids"] == []
+    assert {one for row in own for one in row["judgement_ids"]} <= set(found["judgement_ids"])
+    assert len(found["judgement_ids"]) == found["judgements"]
     revision = next(
         row for row in home.warehouse.rows("revisions", home.first["revised_responses"]) if row["principle_id"]
     )
@@ -161,6 +254,7 @@ def test_a_principle_reaches_what_later_rounds_made_from_its_revisions(tmp_path:
     for name, later in (("first", 1), ("second", 0)):
         found = trace_principle(warehouse, name)
         assert (found["revisions"], found["later_revisions"], found["policies"]) == (1, later, [policy])
+        assert [found["revision_ids"], found["later_revision_ids"]] == ([["r1"], ["r2"]] if later else [["r2"], []])
         assert [(one["asset"], one["rows"]) for one in found["learned"]] == [("sl_cai_checkpoint", 1)]
 
 
@@ -361,6 +455,88 @@ def test_settings_results_and_answers_of_two_policies(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "answers that differ most" in done.output and "Question p2?" in done.output
 
 
+def evaluated(warehouse: Warehouse, inputs: dict[str, str], share: float, **settings: Any) -> str:
+    """An evaluation in which every policy has other numbers and says other words."""
+    subjects = ("base", "sl_cai", "ppo", "ppo_vs_sl_cai", "sl_cai_vs_base")
+    rates = [{"split": "test", "subject": one, "measure": "share", "value": share} for one in subjects]
+    answers = [
+        {"prompt_id": "q", "policy": one, "split": "test", "sample": 0, "text": f"{one} {share}"}
+        for one in subjects[:3]
+    ]
+    tables = {"evaluation_rates": rates, "evaluation_answers": answers}
+    return published(warehouse, "policy_evaluation", settings, inputs, **tables)
+
+
+def test_results_are_those_of_the_asset_that_is_compared(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    made: list[dict[str, str]] = []
+    for number in (1, 2):
+        base = published(warehouse, "base_model", {"n": number}, {})
+        sl_cai = published(warehouse, "sl_cai_checkpoint", {"n": number}, {"base_model": base})
+        policy = published(warehouse, "ppo_policy", {"n": number}, {"sl_cai_checkpoint": sl_cai})
+        made.append({"base_model": base, "sl_cai_checkpoint": sl_cai, "ppo_policy": policy})
+        evaluated(warehouse, made[-1], number / 2)
+    for asset, subject, measures in (
+        ("base_model", "base", {"base/share"}),
+        ("sl_cai_checkpoint", "sl_cai", {"sl_cai/share", "sl_cai_vs_base/share"}),
+        ("ppo_policy", "ppo", {"ppo/share", "ppo_vs_sl_cai/share"}),
+    ):
+        found = diff_policies(warehouse, made[0][asset], made[1][asset], "test")
+        assert found["results"].keys() == measures, asset
+        texts = [(one["a"]["text"], one["b"]["text"]) for one in found["answers"]]
+        assert texts == [(f"{subject} 0.5", f"{subject} 1.0")], asset
+    others = [published(warehouse, "red_team_prompts", {"n": number}, {}) for number in (1, 2)]
+    found = diff_policies(warehouse, others[0], others[1], "test")
+    assert found["notes"] == ["red_team_prompts is no policy: there are no results to compare"]
+
+
+def test_evaluations_that_were_made_alike_are_compared(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    a, b = (published(warehouse, "ppo_policy", {"n": number}, {}) for number in (1, 2))
+    of_a, of_b = {"ppo_policy": a}, {"ppo_policy": b}
+    how = {"samples": 4, "temperature": 1.0, "bootstrap": 10}
+    first = evaluated(warehouse, of_a, 0.1, **how)
+    other = evaluated(warehouse, of_b, 0.3, **how | {"samples": 1, "seed": 7})
+    found = diff_policies(warehouse, a, b, "test")
+    assert found["evaluations"] == {"a": first, "b": other}
+    assert found["notes"] == [
+        "the evaluations were made with different settings, which changes results too: samples 4 -> 1, seed (none) -> 7"
+    ]
+    assert f"note: {found['notes'][0]}" in CliRunner().invoke(app, ["diff", a, b, "--home", str(tmp_path)]).output
+    alike = evaluated(warehouse, of_b, 0.2, **how | {"bootstrap": 1000})
+    evaluated(warehouse, of_a, 0.4, **how | {"samples": 2})
+    found = diff_policies(warehouse, a, b, "test")
+    assert found["evaluations"] == {"a": first, "b": alike} and found["notes"] == []
+    assert found["results"]["ppo/share"] == {"a": [0.1, None, None], "b": [0.2, None, None]}
+    newest = evaluated(warehouse, of_b, 0.5, **how | {"samples": 2})
+    assert diff_policies(warehouse, a, b, "test")["evaluations"]["b"] == newest
+
+
+def test_assets_that_differ_by_content_alone_are_told(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    made: list[dict[str, str]] = []
+    for number in "12":
+        row = {"fingerprint": number * 64, "source": "folder"}
+        base = published(warehouse, "base_model", {"source": "mine"}, {}, external_models=[row])
+        record = SnapshotRecord(asset="sl_cai_checkpoint", key=number, inputs={"base_model": base})
+        work = new_work_folder(warehouse.home)
+        (work / "model.safetensors").write_bytes(number.encode())
+        path = adopt_folder(work, warehouse.home, "sl_cai_checkpoint")
+        sl_cai = warehouse.publish(replace(record, path=path), {}).snapshot_id
+        made.append({"base": base, "sl_cai": sl_cai, "weights": path.rpartition("/")[2]})
+        shutil.rmtree(warehouse.home / path)
+    one, other = made
+    found = json.loads(json.dumps(diff_policies(warehouse, one["sl_cai"], other["sl_cai"], "test")))
+    assert found["content"] == {"base_model": [[one["base"]], [other["base"]]]}
+    assert found["weights"] == {
+        "base_model": ["1" * 32, "2" * 32],
+        "sl_cai_checkpoint": [one["weights"], other["weights"]],
+    }
+    lines = CliRunner().invoke(app, ["diff", one["sl_cai"], other["sl_cai"], "--home", str(tmp_path)]).output
+    assert f"content alone of base_model differs: {one['base']} -> {other['base']}\n" in lines
+    assert f"weights of base_model: {'1' * 32} -> {'2' * 32}\n" in lines
+
+
 def test_two_versions_of_an_asset_in_one_ancestry_are_both_compared(tmp_path: Path) -> None:
     warehouse = Warehouse(tmp_path)
 
@@ -479,9 +655,42 @@ def test_links_to_mlflow_are_missing_where_its_database_is_gone(home: Home, tmp_
     lines = zip(tree.splitlines(), tree_after.splitlines(), strict=True)
     assert all(before == now or "MLflow http" in before for before, now in lines)
     for one in (*found["snapshots"], *after["snapshots"]):
-        del one["links"]["mlflow"]
+        del one["links"]["mlflow"], one["links"]["mlflow_missing"]
     assert after | {"mlflow_missing": None} == found
     assert not (folder / "mlflow.db").exists()
+
+
+def links(home: Path, policy: str) -> dict[str, dict[str, str | None]]:
+    return {one["asset"]: one["links"] for one in trace_policy(Warehouse(home), policy)["snapshots"]}
+
+
+def test_links_to_runs_that_mlflows_database_does_not_have_are_missing(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "a home #1"
+    shutil.copytree(home.pristine, folder)
+    policy = home.first["ppo_policy"]
+    before, run = links(folder, policy), str(home.warehouse.get(policy).mlflow_run_id)
+    reward = home.warehouse.get(home.first["reward_model"]).mlflow_run_id
+    with sqlite3.connect(folder / "mlflow.db") as connection:
+        connection.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", [reward])
+        connection.execute("UPDATE runs SET run_uuid = 'of the database that is there' WHERE run_uuid = ?", [run])
+    connection.close()
+    after = links(folder, policy)
+    unknown, deleted = "link missing: mlflow.db has no such run", "link missing: the run was deleted in mlflow.db"
+    assert (after["ppo_policy"]["mlflow"], after["ppo_policy"]["mlflow_missing"]) == (None, unknown)
+    assert (after["reward_model"]["mlflow"], after["reward_model"]["mlflow_missing"]) == (None, deleted)
+    others = before.keys() - {"ppo_policy", "reward_model"}
+    assert {name: after[name] for name in others} == {name: before[name] for name in others}
+    words, page = ["trace", policy, "--home", str(folder)], tmp_path / "trace.html"
+    assert f"MLflow run {run} ({unknown})\n" in CliRunner().invoke(app, words).output
+    assert CliRunner().invoke(app, [*words, "--html", str(page)]).exit_code == 0 and unknown in page.read_text()
+
+    writer = sqlite3.connect(folder / "mlflow.db")
+    writer.execute("BEGIN EXCLUSIVE")
+    assert links(folder, policy) == before  # nobody knows
+    writer.close()
+    for content in (b"", b"no database " * 100):
+        (folder / "mlflow.db").write_bytes(content)
+        assert links(folder, policy) == before and (folder / "mlflow.db").read_bytes() == content
 
 
 def test_a_home_whose_records_are_on_a_server_keeps_its_links(tmp_path: Path) -> None:
@@ -491,6 +700,10 @@ def test_a_home_whose_records_are_on_a_server_keeps_its_links(tmp_path: Path) ->
     policy = warehouse.publish(record, {}).snapshot_id
     found = trace_policy(warehouse, policy)
     assert found["mlflow_missing"] is None and found["snapshots"][0]["links"]["mlflow"] == url
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:  # of earlier runs, which were recorded here
+        connection.execute("CREATE TABLE runs (run_uuid TEXT, lifecycle_stage TEXT)")
+    connection.close()
+    assert links(tmp_path, policy)["ppo_policy"]["mlflow"] == url
 
 
 def test_the_command_refuses_what_it_cannot_tell(home: Home, tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ def _ancestry(found: Mapping[str, Any]) -> Iterator[Text]:
     for asset, (a, b) in found["versions"].items():
         if len(a) > 1 or len(b) > 1:
             yield _line("versions", f" of {asset}: {', '.join(a)} -> {', '.join(b)}")
+    for asset, (a, b) in found["content"].items():
+        yield _line("content", f" alone of {asset} differs: {', '.join(a)} -> {', '.join(b)}")
+    for asset, (a, b) in found["weights"].items():
+        yield _line("weights", f" of {asset}: {_listed(a)} -> {_listed(b)}")
     for asset, fields in found["settings"].items():
         told = ", ".join(f"{name} {_value(a)} -> {_value(b)}" for name, (a, b) in fields.items())
         yield _line("settings", f" of {asset}: {told}")
@@ -85,6 +89,10 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> Table:
         sides = [f"({one[side]['verdict'] or 'no verdict'}) {one[side]['text']}" for side in "ab"]
         table.add_row(*(Text(visible(text)) for text in (said, *sides)))
     return table
+
+
+def _listed(values: str | Sequence[str] | None) -> str:
+    return ", ".join([values] if isinstance(values, str) else map(str, values or ["none"]))
 
 
 def _value(value: Any) -> str:

@@ -18,7 +18,7 @@ from rlaif_assets.evaluation.as_published import record_problems
 from rlaif_assets.evaluation.limits import LIMITS, simulated
 from rlaif_assets.evaluation.made_from import learned_from
 from rlaif_assets.evaluation.ml_bom import ml_bom, snapshot_uri, utc
-from rlaif_assets.evaluation.report import NAMES, build_report, evaluation_of
+from rlaif_assets.evaluation.report import NAMES, SUBJECTS, build_report, evaluation_of
 from rlaif_assets.evaluation.signing import SIGNATURE, load_signer
 from rlaif_assets.store.checkpoint_files import read_marker, require_language_model
 from rlaif_assets.store.errors import StoreError
@@ -36,7 +36,6 @@ BUILD_TYPE = "urn:rlaif-assets:asset:v1"
 SOURCE_URI = "urn:rlaif-assets:source"
 CONTENT_HASH = "rlaifContentHash"  # of rows and weights: `sha256` would say that it is of a file's bytes
 TOLD = ("inputs", "settings", "code_version", "git_commit", "git_dirty", "row_counts", "created_at", "passport")
-SUBJECTS = {"base_model": "base", "sl_cai_checkpoint": "sl_cai", "ppo_policy": "ppo"}  # as an evaluation names them
 RATES = ("harmless_rate", "helpful_rate", "lookalike_refusal_rate", "incoherent_rate")
 
 

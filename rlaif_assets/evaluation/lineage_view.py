@@ -15,6 +15,7 @@ from rlaif_assets.store.warehouse import removal_text
 
 TEXT = 160  # characters of a row's text in the terminal
 RUNS = "Dagster run "  # how the one line of `facts` begins whose addresses are links on the page
+MISSING = {"pairs": "missing, and with it which prompt it was of"}  # what is said of a missing row, by table
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
 <style>body{{font:15px/1.4 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}}
@@ -39,7 +40,7 @@ def policy_tree(found: Mapping[str, Any]) -> RenderableType:
             branch.add(head.append(" (above)", "dim"))
             return
         shown.add(snapshot_id)
-        lines = [head, *(Text(visible(line), "dim") for line in facts(one, found["mlflow_missing"]))]
+        lines = [head, *(Text(visible(line), "dim") for line in facts(one))]
         below = branch.add(Text("\n").join(lines))
         for _, upstream in sorted(one["inputs"].items()):
             grow(below, upstream)
@@ -48,14 +49,14 @@ def policy_tree(found: Mapping[str, Any]) -> RenderableType:
     return tree
 
 
-def facts(one: Mapping[str, Any], mlflow_missing: str | None) -> list[str]:
+def facts(one: Mapping[str, Any]) -> list[str]:
     """What is known of how a snapshot was made, a line each."""
     dirty = {True: ", tree was dirty", False: "", None: ""}[one["git_dirty"]]
     commit = f"commit {one['git_commit'][:12]}{dirty}" if one["git_commit"] else "no git commit"
     lines = [
         f"made {one['created_at'][:19]} in {one['seconds']:.1f} s on {one['device'] or 'no device'}; "
         f"code version {one['code_version']}, {commit}",
-        f"{RUNS}{one['links']['dagster'] or one['dagster_run_id']}; MLflow {_mlflow_run(one, mlflow_missing)}",
+        f"{RUNS}{one['links']['dagster'] or one['dagster_run_id']}; MLflow {_mlflow_run(one)}",
     ]
     rows = ", ".join(f"{count:,} {table}" for table, count in one["row_counts"].items())
     tokens = f"; {one['tokens']:,} tokens" if one["tokens"] else ""
@@ -73,10 +74,10 @@ def facts(one: Mapping[str, Any], mlflow_missing: str | None) -> list[str]:
     return lines
 
 
-def _mlflow_run(one: Mapping[str, Any], missing: str | None) -> str:
+def _mlflow_run(one: Mapping[str, Any]) -> str:
     if not one["mlflow_run_id"]:
         return "has no run"
-    if missing:
+    if missing := one["links"]["mlflow_missing"]:
         return f"run {one['mlflow_run_id']} ({missing})"
     return one["links"]["mlflow"] or f"run {one['mlflow_run_id']}"
 
@@ -94,7 +95,8 @@ def row_view(found: Mapping[str, Any]) -> RenderableType:
     """The chain of `trace_row`, and what learned from the row."""
     lines: list[Text] = []
     for one in found["chain"]:
-        lines.append(Text.assemble((one["table"], "bold"), visible(f" {one['id']}")))
+        missing = f": {MISSING.get(one['table'], 'missing')}" if one.get("missing") else ""
+        lines.append(Text.assemble((one["table"], "bold"), visible(f" {one['id']}{missing}")))
         lines += [Text(visible(f"  {line}")) for line in row_lines(one)]
     return Group(*lines, Text(), *(Text(visible(line)) for line in reached(found, "this row")))
 
@@ -121,14 +123,18 @@ def row_lines(one: Mapping[str, Any]) -> list[str]:
 
 
 def principle_view(found: Mapping[str, Any]) -> RenderableType:
+    missing = ", ".join(f"{one} ({kind})" for one, kind in found["missing"].items())
     lines = [
-        f"  {found['text']}",
+        f"  {found['text'] or 'missing: its row is in no constitution of this home'}",
+        *([f"  missing, and perhaps of this name too; give an id: {missing}"] if missing else []),
         f"  {found['judgements']:,} judgements, {found['labels']:,} labels, {found['revisions']:,} revisions"
         + (f" and {found['later_revisions']:,} made from these" if found["later_revisions"] else ""),
         "",
         *reached(found, "its rows"),
     ]
-    head = Text.assemble((visible(found["name"]), "bold"), visible(f" {found['principle_id']} ({found['kind']})"))
+    head = Text.assemble(
+        (visible(found["name"] or "principle"), "bold"), visible(f" {found['principle_id']} ({found['kind']})")
+    )
     return Group(head, *(Text(visible(line)) for line in lines))
 
 
@@ -153,7 +159,7 @@ def policy_page(found: Mapping[str, Any]) -> str:
         if snapshot_id in shown:
             return f'<details><summary>{head} <a href="#{snapshot_id}">above</a></summary></details>'
         shown.add(snapshot_id)
-        told = "".join(f"<dd>{_linked(line)}</dd>" for line in facts(one, found["mlflow_missing"]))
+        told = "".join(f"<dd>{_linked(line)}</dd>" for line in facts(one))
         metrics = {name: value for name, value in one["metrics"].items() if name != "mlflow_url"}
         numbers = html.escape(json.dumps({"settings": one["settings"], "metrics": metrics}, indent=1))
         inputs = "".join(block(upstream) for _, upstream in sorted(one["inputs"].items()))

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rlaif_assets.evaluation.report import evaluation_of
+from rlaif_assets.evaluation.report import SUBJECTS
 from rlaif_assets.records import PASSPORT
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.lineage import ancestry
@@ -32,18 +32,24 @@ CONSTITUTIONS = (
 )
 RANK = {"incoherent": 0, "harmful": 1, "evasive": 2, "engaged": 3}
 NO_SETTING = "(none)"
+ASKED = ("samples", "temperature", "max_new_tokens", "max_prompts", "seed")  # how an evaluation got its answers
+FINGERPRINT = 32  # digits of one that a checkpoint's folder is named by
 
 
 def diff_policies(warehouse: Warehouse, a: str, b: str, split: str, answers: int = 5) -> dict[str, Any]:
-    """{a, b, same, only, versions, settings, code_versions, constitution, judge, rows, results, answers, notes}.
+    """{a, b, same, only, versions, content, weights, settings, code_versions, constitution, judge, rows, evaluations,
+    results, answers, notes}.
 
     versions: {asset: [a's, b's]}, snapshot ids of the assets of both that differ; an ancestry may hold several of one
-    asset. settings: {asset: {field: [a's, b's]}} of what both have; code_versions: {asset: [a's, b's]}; of several
-    versions with different values a list of these. constitution: one entry per principle (by name) that was added,
-    removed or changed, {principle, table, change, words}; judge: {a, b} where the judges differ; rows: {asset: {table:
-    {added, removed, changed}}} of assets whose snapshots differ, over all their versions, changed being those of which
-    something else is said (another label, split or role); results: {measure: {a, b}} with [value, low, high]; answers:
-    the prompts whose answers differ most, side by side. notes say what could not be compared. Raises StoreError.
+    asset. content: the same, of those whose settings, inputs and code version are equal. weights: {asset: [a's, b's]},
+    the first 32 digits of models' fingerprints, external ones too, where they differ. settings: {asset: {field: [a's,
+    b's]}} of what both have; code_versions: {asset: [a's, b's]}; of several versions with different values a list of
+    these. constitution: one entry per principle (by name) that was added, removed or changed, {principle, table,
+    change, words}; judge: {a, b} where the judges differ; rows: {asset: {table: {added, removed, changed}}} of assets
+    whose snapshots differ, over all their versions, changed being those of which something else is said (another label,
+    split or role); evaluations: {a, b}, ids of those whose results and answers are told: the newest two that were made
+    with equal settings, else the newest; results: {measure: {a, b}} with [value, low, high]; answers: the prompts whose
+    answers differ most, side by side. notes say what could not be compared, or not well. Raises StoreError.
     """
     sides = find_snapshot(warehouse, a), find_snapshot(warehouse, b)
     if sides[0].asset != sides[1].asset:
@@ -57,6 +63,12 @@ def diff_policies(warehouse: Warehouse, a: str, b: str, split: str, answers: int
     found["versions"] = {name: two for name, two in ids.items() if set(two[0]) != set(two[1])}
     found["same"] = [name for name in both if name not in found["versions"]]
     pairs = {name: (made[0][name], made[1][name]) for name in found["versions"]}
+    found["content"] = {name: found["versions"][name] for name, two in pairs.items() if _made_alike(*two)}
+    found["weights"] = {
+        name: told
+        for name, two in pairs.items()
+        if (told := _differing(*([_weights(warehouse, one) for one in side] for side in two)))
+    }
     found["settings"] = {name: told for name, two in pairs.items() if (told := _settings(*two))}
     found["code_versions"] = {
         name: versions
@@ -104,6 +116,18 @@ def _settings(a: Sequence[SnapshotRecord], b: Sequence[SnapshotRecord]) -> dict[
         name: _differing(*([one.settings.get(name, NO_SETTING) for one in side] for side in (a, b))) for name in names
     }
     return {name: values for name, values in two.items() if values}
+
+
+def _made_alike(a: Sequence[SnapshotRecord], b: Sequence[SnapshotRecord]) -> bool:
+    how = [[(one.settings, one.inputs, one.code_version) for one in side] for side in (a, b)]
+    return _differing(*how) is None
+
+
+def _weights(warehouse: Warehouse, record: SnapshotRecord) -> str | None:
+    """The fingerprint of the snapshot's model, also of one that was removed; None where it is of none."""
+    if "external_models" in record.row_counts:
+        return warehouse.rows("external_models", record.snapshot_id)[0]["fingerprint"][:FINGERPRINT]
+    return record.path.rpartition("/")[2] if record.path else None
 
 
 def _principles(
@@ -183,43 +207,69 @@ def _rows(
 def _results(
     warehouse: Warehouse, two: Sequence[SnapshotRecord], split: str, count: int, notes: list[str]
 ) -> dict[str, Any]:
-    evaluations: list[SnapshotRecord | None] = [evaluation_of(warehouse, record) for record in two]
-    for side, record, evaluation in zip("ab", two, evaluations, strict=True):
-        if evaluation is None:
-            notes.append(f"{side}: {record.asset} {record.snapshot_id} was never evaluated")
-    if None in evaluations:
-        return {"results": {}, "answers": []}
+    nothing = {"evaluations": {}, "results": {}, "answers": []}
+    subject = SUBJECTS.get(two[0].asset)
+    if subject is None:
+        notes.append(f"{two[0].asset} is no policy: there are no results to compare")
+        return nothing
+    evaluations = _evaluations(warehouse, two, notes)
+    if len(evaluations) < len(two):
+        return nothing
     rates = []
     answers = []
     for evaluation in evaluations:
-        assert evaluation is not None
         rows = warehouse.rows("evaluation_rates", evaluation.snapshot_id)
         rates.append(
             {
                 f"{row['subject']}/{row['measure']}": [row["value"], row["low"], row["high"]]
                 for row in rows
-                if row["split"] == split and "ppo" in row["subject"]
+                if row["split"] == split and row["subject"].partition("_vs_")[0] == subject
             }
         )
         answers.append(
             {
                 (row["prompt_id"], row["sample"]): row
                 for row in warehouse.rows("evaluation_answers", evaluation.snapshot_id)
-                if row["policy"] == "ppo" and row["split"] == split
+                if row["policy"] == subject and row["split"] == split
             }
         )
     names = sorted(rates[0].keys() | rates[1].keys())
-    nothing = [None, None, None]
-    results = {name: {"a": rates[0].get(name, nothing), "b": rates[1].get(name, nothing)} for name in names}
+    none = [None, None, None]
+    results = {name: {"a": rates[0].get(name, none), "b": rates[1].get(name, none)} for name in names}
     return {
+        "evaluations": {side: one.snapshot_id for side, one in zip("ab", evaluations, strict=True)},
         "results": {name: values for name, values in results.items() if values["a"] != values["b"]},
-        "answers": _side_by_side(warehouse, evaluations, answers, count),
+        "answers": _side_by_side(warehouse, answers, count),
     }
+
+
+def _evaluations(warehouse: Warehouse, two: Sequence[SnapshotRecord], notes: list[str]) -> list[SnapshotRecord]:
+    """The newest of each that were made with equal settings, else the newest; of one alone that was evaluated."""
+    every = list(reversed(warehouse.list("policy_evaluation")))
+    of = [[one for one in every if one.inputs.get(side.asset) == side.snapshot_id] for side in two]
+    for side, record, found in zip("ab", two, of, strict=True):
+        if not found:
+            notes.append(f"{side}: {record.asset} {record.snapshot_id} was never evaluated")
+    newest: dict[tuple[Any, ...], SnapshotRecord] = {}
+    for evaluation in of[1]:
+        newest.setdefault(_asked(evaluation), evaluation)
+    for evaluation in of[0]:
+        if other := newest.get(_asked(evaluation)):
+            return [evaluation, other]
+    chosen = [found[0] for found in of if found]
+    if len(chosen) == len(two):
+        values = zip(ASKED, *map(_asked, chosen), strict=True)
+        told = ", ".join(f"{name} {a} -> {b}" for name, a, b in values if a != b)
+        notes.append(f"the evaluations were made with different settings, which changes results too: {told}")
+    return chosen
+
+
+def _asked(evaluation: SnapshotRecord) -> tuple[Any, ...]:
+    return tuple(evaluation.settings.get(name, NO_SETTING) for name in ASKED)
 
 
 def _side_by_side(
     warehouse: Warehouse,
-    evaluations: Sequence[SnapshotRecord | None],
     answers: Sequence[Mapping[tuple[str, int], Row]],
     count: int,
 ) -> list[dict[str, Any]]:

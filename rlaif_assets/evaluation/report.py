@@ -32,6 +32,7 @@ POLICY_MEASURES = (
 LABEL_MEASURES = ("accuracy", "accuracy_first_order", "accuracy_second_order", "position_flip_rate", "pairs")
 REWARD_MEASURES = ("accuracy", "nll", "ece")
 NAMES = {"base": "base", "sl_cai": "SL-CAI", "ppo": "PPO"}
+SUBJECTS = {"base_model": "base", "sl_cai_checkpoint": "sl_cai", "ppo_policy": "ppo"}  # as an evaluation names them
 UNITS = {"mean_length": "{:.1f}", "kl": "{:.2f}", "nll": "{:.3f}", "ece": "{:.3f}", "pairs": "{:.0f}"}
 
 

@@ -5,7 +5,7 @@ Neither Dagster nor MLflow is asked; their run ids are in the snapshots. Everyth
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,7 @@ from rlaif_assets.store import registry
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.fingerprint import row_id as id_of
 from rlaif_assets.store.lineage import ancestry
-from rlaif_assets.store.moved_home import DATABASE
-from rlaif_assets.store.tracking import LOCK
+from rlaif_assets.store.mlflow_links import database_missing, missing_runs
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, rows_where
 
 if TYPE_CHECKING:
@@ -36,10 +35,11 @@ ROW_TABLES = {
     "community_answers": "answer_id",
     "evaluation_answers": "answer_id",
 }
+ID_COLUMNS = ROW_TABLES | {"judgements": "judgement_id", "responses": "response_id"}
 # Of labels; a judgement is of its label's pair, and by that column the most are left out before a list is read.
 NAMES_JUDGEMENT = "pair_id = $pair_id AND list_contains(from_json(judgement_ids, '[\"VARCHAR\"]'), $id)"
 PMP_PARTS = ("better", "worse")  # the two examples of a community pair, see `training.pmp`
-PRINCIPLE_TABLES = ("judging_principles", "critique_principles")
+PRINCIPLES = {"judging_principles": "judging", "critique_principles": "critique"}  # what each table's are called
 
 
 def find_snapshot(warehouse: Warehouse, name: str) -> SnapshotRecord:
@@ -92,15 +92,15 @@ def trace_policy(warehouse: Warehouse, name: str, dagster_url: str | None = None
     before what reads it.
 
     Each has the fields of `SnapshotRecord`; `learned`: rows by source where it trained; `passport`: the judge's, on
-    labels; `removed`: see `Warehouse.removals`; `links`: {dagster, mlflow}, the runs' pages or None
-    (`dagster_url`: base of Dagster's).
+    labels; `removed`: see `Warehouse.removals`; `links`: {dagster, mlflow, mlflow_missing}, the runs' pages or None
+    (`dagster_url`: base of Dagster's), and why there is none of MLflow's, see `mlflow_links`.
     `registry`: the versions that are this snapshot, with their aliases. `mlflow_missing`: why no link to MLflow is
-    given, where the home's own database is gone.
+    given at all, where the home's own database is gone.
     """
     asked = find_snapshot(warehouse, name)
     records = ancestry(warehouse, asked.snapshot_id)
     removed = warehouse.removals(records)
-    missing = _mlflow_missing(warehouse.home)
+    missing = missing_runs(warehouse.home, records)
     with warehouse.connection(read_only=True) as connection:
         learned = _learned_by_source(connection, [record.snapshot_id for record in records])
     return {
@@ -111,27 +111,27 @@ def trace_policy(warehouse: Warehouse, name: str, dagster_url: str | None = None
             for one in registry.versions(warehouse)
             if one.snapshot_id == asked.snapshot_id
         ],
-        "mlflow_missing": missing,
+        "mlflow_missing": database_missing(warehouse.home),
         "snapshots": [
             dataclasses.asdict(record)
             | {
                 "learned": learned.get(record.snapshot_id, {}),
                 PASSPORT: record.metrics.get(PASSPORT),
                 "removed": removed.get(record.snapshot_id),
-                "links": {
-                    "dagster": f"{dagster_url}/runs/{run}" if dagster_url and (run := record.dagster_run_id) else None,
-                    "mlflow": None if missing else record.metrics.get("mlflow_url"),
-                },
+                "links": _links(record, dagster_url, missing.get(record.snapshot_id)),
             }
             for record in records
         ],
     }
 
 
-def _mlflow_missing(home: Path) -> str | None:
-    """A home whose records are kept on a server never had a database, nor its lock."""
-    kept_here = (home / LOCK).exists()
-    return f"link missing: {DATABASE} is gone" if kept_here and not (home / DATABASE).is_file() else None
+def _links(record: SnapshotRecord, dagster_url: str | None, mlflow_missing: str | None) -> dict[str, str | None]:
+    run = record.dagster_run_id
+    return {
+        "dagster": f"{dagster_url}/runs/{run}" if dagster_url and run else None,
+        "mlflow": None if mlflow_missing else record.metrics.get("mlflow_url"),
+        "mlflow_missing": mlflow_missing,
+    }
 
 
 def _learned_by_source(connection: "Connection", snapshot_ids: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -152,21 +152,24 @@ def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
     of a community pair, is told as that pair.
 
     chain: the rows that it was made of, [{table, id, ...their columns}], first the prompt and last the row itself, with
-    the principles' texts. snapshots: those that hold it. learned: the trained models that were given it, or a row made
-    of it, {asset, snapshot_id, role, rows}. policies: ids of the policies made from any of these.
+    the principles' texts; {table, id, missing: True} in the place of one that is named and not there. snapshots: those
+    that hold it. learned: the trained models that were given it, or a row made of it, {asset, snapshot_id, role, rows}.
+    policies: ids of the policies made from any of these.
     Raises StoreError where no row has this id.
     """
     with warehouse.connection(read_only=True) as connection:
         kind, row = _find_row(connection, row_id)
         if kind in ROW_TABLES:
             row_id = row[ROW_TABLES[kind]]
-        learned = _learned(
-            connection, _rows_made_of(connection, kind, row_id, row), row_id if kind == "prompts" else None
-        )
+        made_of_it = _rows_made_of(connection, kind, row_id, row)
+        learned = _learned(connection, made_of_it, row_id if kind == "prompts" else None)
+        chain = {(one["table"], one["id"]): one for one in _chain(connection, kind, row)}.values()
+        unused = kind in ("judgements", "human_verdicts") and len(made_of_it) == 1
         return {
             "row_id": row_id,
             "table": kind,
-            "chain": list(_chain(connection, kind, row)),
+            # What audits ask a judge about is in no table, nor must be what a verdict that no label took names.
+            "chain": [one for one in chain if not (unused and one.get("missing"))],
             "snapshots": _holders(connection, kind, row_id, row),
             "learned": learned,
             "policies": _policies_from(connection, {one["snapshot_id"] for one in learned}),
@@ -174,26 +177,32 @@ def trace_row(warehouse: Warehouse, row_id: str) -> dict[str, Any]:
 
 
 def trace_principle(warehouse: Warehouse, name: str) -> dict[str, Any]:
-    """{principle_id, name, text, kind, judgements, labels, revisions, later_revisions, learned, policies} of a
-    principle, by id or name.
+    """{principle_id, name, text, kind, missing, judgements, labels, revisions, later_revisions, the ids of each as
+    judgement_ids and so on, learned, policies} of a principle, by id or name.
 
     Counts are of distinct rows: judgements under it, labels that one of these is in, revisions that it asked for, and
     later ones that were made of these under other principles. learned and policies: as of `trace_row`, over all of
-    these labels and revisions. Raises StoreError.
+    these labels and revisions. Where the principle's own row is missing, name and text are None; `missing`: kind by id
+    of such principles, of which one may have had the name that was asked for. Raises StoreError.
     """
     with warehouse.connection(read_only=True) as connection:
         principle = _find_principle(connection, name)
         one = [principle["principle_id"]]
-        judgements = _select(connection, "SELECT count(*) FROM judgements WHERE principle_id = ?", one)[0][0]
+        judgements = _ids(connection, "SELECT DISTINCT judgement_id FROM judgements WHERE principle_id = ?", one)
         labels = _labels_under(connection, principle["principle_id"])
         revisions = _ids(connection, "SELECT DISTINCT revision_id FROM revisions WHERE principle_id = ?", one)
         revised = _revised_from(connection, revisions)
+        later = sorted(set(revised) - set(revisions))
         learned = _learned(connection, [*labels, *revised])
         return principle | {
-            "judgements": judgements,
+            "judgements": len(judgements),
             "labels": len(labels),
             "revisions": len(revisions),
-            "later_revisions": len(revised) - len(revisions),
+            "later_revisions": len(later),
+            "judgement_ids": judgements,
+            "label_ids": labels,
+            "revision_ids": revisions,
+            "later_revision_ids": later,
             "learned": learned,
             "policies": _policies_from(connection, {found["snapshot_id"] for found in learned}),
         }
@@ -233,43 +242,49 @@ def _pmp_examples(pair_ids: Iterable[str]) -> list[str]:
     return [id_of("pmp_example", pair_id, part) for pair_id in pair_ids for part in PMP_PARTS]
 
 
-def _chain(connection: "Connection", kind: str, row: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+def _chain(connection: "Connection", kind: str, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What a row was made of, oldest first, and the row itself."""
-    one = ROW_TABLES.get(kind, {"judgements": "judgement_id", "responses": "response_id"}.get(kind, ""))
-    own = {"table": kind, "id": row[one], **row}
     if kind in ("revisions", "answers", "pairs", "responses", "evaluation_answers"):
-        if kind == "revisions" and row["parent_id"]:
-            yield from _chain(
-                connection, "revisions", rows_where(connection, "revisions", "revision_id", row["parent_id"])[0]
-            )
-        else:
-            for prompt in rows_where(connection, "prompts", "prompt_id", row["prompt_id"])[:1]:
-                yield from _chain(connection, "prompts", prompt)
+        parents = list(_link(connection, "revisions", row["parent_id"])) if row.get("parent_id") else []
+        if len(parents) < 2:  # none, or a missing one, which does not tell its prompt
+            yield from _link(connection, "prompts", row["prompt_id"])
+        yield from parents
     elif kind in ("labels", "judgements", "human_verdicts") and row["pair_id"]:
-        for pair in rows_where(connection, "pairs", "pair_id", row["pair_id"])[:1]:
-            yield from _chain(connection, "pairs", pair)
+        yield from _link(connection, "pairs", row["pair_id"])
     elif kind == "community_pairs":
         for part in PMP_PARTS:
-            for answer in rows_where(connection, "community_answers", "answer_id", row[f"{part}_id"])[:1]:
-                yield from _chain(connection, "community_answers", answer)
+            yield from _link(connection, "community_answers", row[f"{part}_id"])
     if kind == "labels":
-        for judgement_id in row["judgement_ids"] or ():
-            for judgement in rows_where(connection, "judgements", "judgement_id", judgement_id):
-                yield _with_principle(connection, {"table": "judgements", "id": judgement_id, **judgement})
-        for verdict_id in row["verdict_ids"] or ():
-            for verdict in rows_where(connection, "human_verdicts", "verdict_id", verdict_id)[:1]:
-                yield {"table": "human_verdicts", "id": verdict_id, **verdict}
-    yield _with_principle(connection, own)
+        for table in ("judgements", "human_verdicts"):
+            for row_id in row["judgement_ids" if table == "judgements" else "verdict_ids"] or ():
+                found = rows_where(connection, table, ID_COLUMNS[table], row_id)
+                yield from _with_principle(connection, table, found[0]) if found else [_missing(table, row_id)]
+    yield from _with_principle(connection, kind, row)
 
 
-def _with_principle(connection: "Connection", row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its principle's name and what it says."""
-    if row.get("principle_id"):
-        for table in PRINCIPLE_TABLES:
-            for found in rows_where(connection, table, "principle_id", row["principle_id"])[:1]:
-                text = found.get("text") or f"{found['critique_request']} / {found['revision_request']}"
-                return row | {"principle": found["name"], "principle_text": text}
-    return row
+def _link(connection: "Connection", table: str, row_id: str) -> Iterator[dict[str, Any]]:
+    found = rows_where(connection, table, ID_COLUMNS[table], row_id)
+    yield from _chain(connection, table, found[0]) if found else [_missing(table, row_id)]
+
+
+def _missing(table: str, row_id: str) -> dict[str, Any]:
+    return {"table": table, "id": row_id, "missing": True}
+
+
+def _with_principle(connection: "Connection", table: str, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The row with its principle's name and what it says, after that principle where it is missing."""
+    told = {"table": table, "id": row[ID_COLUMNS[table]], **row}
+    if principle_id := row.get("principle_id"):
+        found = [one for kind in PRINCIPLES for one in rows_where(connection, kind, "principle_id", principle_id)]
+        if found:
+            told |= {"principle": found[0]["name"], "principle_text": _text_of(found[0])}
+        else:
+            yield _missing("critique_principles" if table == "revisions" else "judging_principles", principle_id)
+    yield told
+
+
+def _text_of(principle: Mapping[str, Any]) -> str:
+    return principle.get("text") or f"{principle['critique_request']} / {principle['revision_request']}"
 
 
 def _rows_made_of(connection: "Connection", kind: str, row_id: str, row: Mapping[str, Any]) -> list[str]:
@@ -336,21 +351,40 @@ def _holders(connection: "Connection", kind: str, row_id: str, row: Mapping[str,
 
 
 def _find_principle(connection: "Connection", name: str) -> dict[str, Any]:
+    """{principle_id, name, text, kind, missing}, see `trace_principle`."""
     for column in ("principle_id", "name"):
         found: dict[str, dict[str, Any]] = {}
-        for table in PRINCIPLE_TABLES:
-            kind = "judging" if table == "judging_principles" else "critique"
+        for table, kind in PRINCIPLES.items():
             for row in rows_where(connection, table, column, name):
-                text = row.get("text") or f"{row['critique_request']} / {row['revision_request']}"
-                told = {"principle_id": row["principle_id"], "name": row["name"], "text": text, "kind": kind}
+                told = {"principle_id": row["principle_id"], "name": row["name"], "text": _text_of(row), "kind": kind}
                 found.setdefault(row["principle_id"], told)
         if len(found) > 1:
             ids = ", ".join(f"{one} ({told['kind']})" for one, told in found.items())
             raise StoreError(f"{len(found)} principles were called {name!r}; give an id: {ids}")
         if found:
-            return next(iter(found.values()))
-    names = {one for table in PRINCIPLE_TABLES for one in _ids(connection, f'SELECT DISTINCT name FROM "{table}"', [])}
-    raise StoreError(f"no principle {name!r}: {nearest(name, sorted(names))}")
+            missing = _missing_principles(connection) if column == "name" else {}
+            return next(iter(found.values())) | {"missing": missing}
+    missing = _missing_principles(connection)
+    if name in missing:
+        return {"principle_id": name, "name": None, "text": None, "kind": missing[name], "missing": {}}
+    names = {one for table in PRINCIPLES for one in _ids(connection, f'SELECT DISTINCT name FROM "{table}"', [])}
+    ids = ", ".join(f"{one} ({kind})" for one, kind in missing.items())
+    told = f"; and labels or revisions name these, whose rows are missing: {ids}" if missing else ""
+    raise StoreError(f"no principle {name!r}: {nearest(name, sorted(names))}{told}")
+
+
+def _missing_principles(connection: "Connection") -> dict[str, str]:
+    """Kind by id of the principles that labels, their judgements or revisions name and no constitution has."""
+    query = (
+        "SELECT DISTINCT principle_id, kind FROM (SELECT principle_id, 'judging' AS kind FROM labels"
+        " UNION ALL SELECT principle_id, 'judging' FROM judgements SEMI JOIN"
+        " (SELECT unnest(from_json(judgement_ids, '[\"VARCHAR\"]')) AS judgement_id FROM labels"
+        " WHERE principle_id IS NULL) USING (judgement_id)"
+        " UNION ALL SELECT principle_id, 'critique' FROM revisions)"
+        " ANTI JOIN (SELECT principle_id FROM judging_principles UNION SELECT principle_id FROM critique_principles)"
+        " USING (principle_id) WHERE principle_id IS NOT NULL ORDER BY ALL"
+    )
+    return dict(_select(connection, query, []))
 
 
 def _labels_under(connection: "Connection", principle_id: str) -> list[str]:
