@@ -170,6 +170,19 @@ def test_a_damaged_ancestor_or_other_evaluation_settings_refuse(policies: Polici
     flip_a_byte(weights)
     assert policies.decide(force=True)["promoted"] is True
 
+    wanted = policies.current("policy_evaluation").inputs
+    sl_cai = policies.warehouse.get(wanted["sl_cai_checkpoint"])
+    lost = sl_cai.inputs["revised_responses"]
+    with policies.warehouse.connection(read_only=False) as connection:
+        connection.execute("CREATE TABLE aside AS SELECT * FROM snapshots WHERE snapshot_id = ?", [lost])
+        connection.execute("DELETE FROM snapshots WHERE snapshot_id = ?", [lost])
+    told = policies.decide(force=True)
+    missing = f"sl_cai_checkpoint {sl_cai.snapshot_id}: the record of its revised_responses {lost} is missing"
+    assert told["promoted"] is False and f"lineage: not as it was published: {missing}" in told["decision"]
+    with policies.warehouse.connection(read_only=False) as connection:
+        connection.execute("INSERT INTO snapshots SELECT * FROM aside")
+        connection.execute("DROP TABLE aside")
+
     # The champion's own evaluation counts among what must be as it was published.
     policies.add(40, seed=1)
     with policies.warehouse.connection(read_only=False) as connection:
@@ -216,6 +229,44 @@ def test_a_version_never_becomes_another_policy(policies: Policies, tmp_path: Pa
     there = Tracker(f"sqlite:///{tmp_path / 'other.db'}", policies.folder, "rlaif", "http://127.0.0.1:5000")
     aliases = there.client.get_registered_model(NAME).aliases
     assert {alias: str(number) for alias, number in aliases.items()} == {"candidate": "1", "champion": "1"}
+
+
+def test_mlflows_champion_is_never_another_policy(policies: Policies, tmp_path: Path) -> None:
+    """In another database of MLflow the numbers of the old one name other snapshots, or none."""
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    other = f"tracking.uri={uri}"
+    first = policies.add(36)
+    policies.add(36, seed=1)
+    result = policies.run(["ppo_policy"], "ppo_policy.seed=5", other)
+    assert result.success, failure(result)
+    known = {one.version: one for one in registry.versions(policies.warehouse, NAME)}
+    assert {number: one.mlflow_version for number, one in known.items()} == {1: 1, 2: 2, 3: 1}
+    there = Tracker(uri, policies.folder, "rlaif", "http://127.0.0.1:5000")
+
+    def promote(version: int) -> str:
+        words = ["promote", "--to", str(version), "--home", str(policies.folder), "--set", other]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        named = registry.named(policies.warehouse, NAME, registry.CHAMPION)
+        assert named is not None and named.version == version
+        return done.stderr
+
+    assert promote(3) == "" and there.aliased(NAME)["champion"] == known[3].snapshot_id
+    for version in (1, 2):
+        told = f"MLflow has no version that is {NAME}/{version} (snapshot {known[version].snapshot_id})"
+        assert told in promote(version)
+        assert there.aliased(NAME) == {"candidate": known[3].snapshot_id}
+        assert promote(3) == "" and "champion" in there.aliased(NAME)
+
+    # The asset does the same: a candidate that MLflow was never told of.
+    policies.warehouse.record_materialization(first.snapshot_id, "test", True)
+    policies.add(40)
+    with policies.warehouse.connection(read_only=False) as connection:
+        connection.execute("DELETE FROM aliases WHERE alias = 'champion'")
+    assert "champion" in there.aliased(NAME) and policies.decide(other)["promoted"] is True
+    named = registry.named(policies.warehouse, NAME, registry.CHAMPION)
+    assert named is not None and named.snapshot_id == first.snapshot_id
+    assert there.aliased(NAME) == {"candidate": known[3].snapshot_id}
 
 
 def test_a_policy_that_was_made_without_mlflow_is_registered_in_the_home_and_later_there(policies: Policies) -> None:
