@@ -46,7 +46,6 @@ CURRENT = (
     "SELECT asset, arg_max(snapshot_id, position) FROM materializations WHERE asset <> 'champion_policy'"
     " GROUP BY asset ORDER BY asset"
 )
-
 LOCAL_MODELS = "SELECT snapshot_id, fingerprint FROM external_models WHERE model IS NULL"  # an endpoint has a name
 
 
@@ -184,14 +183,14 @@ def _roots(
     warehouse: Warehouse, records: Sequence[SnapshotRecord], keep: int, named: Collection[str]
 ) -> dict[str, str]:
     """What is kept for its own sake: snapshot ids, each with what names it. Of `named`, those that this home has never
-    heard of are another home's: several may share a server."""
+    heard of are another home's: several may share a server. Raises StoreError where an alias names no version."""
     with warehouse.connection(read_only=True) as connection:
         newest = connection.execute(NEWEST, [POLICY, keep]).fetchall()
         current = connection.execute(CURRENT).fetchall()
     versions = registry.versions(warehouse)
     registered = {one.snapshot_id: f"{one.name}/{one.version}" for one in versions}
     for name, alias, version in registry.aliases(warehouse):
-        if f"{name}/{version}" not in registered.values():
+        if not any((one.name, one.version) == (name, version) for one in versions):
             raise _missing(warehouse, f"the registration of {name}/{version}", f"the alias @{alias}")
     known = {record.snapshot_id for record in records} | registered.keys()
     roots = {one: f"a materialization of {POLICY}" for (one,) in newest}
@@ -208,7 +207,8 @@ def _kept(
     places: Mapping[str, Collection[str]],
     roots: Mapping[str, str],
 ) -> set[str]:
-    """Ids of what stays: the roots and all that they were made from."""
+    """Ids of what stays: the roots and all that they were made from, whoever owns a model's folder among it. Raises
+    StoreError where one of these has no record."""
     known = {record.snapshot_id: record for record in records}
     owners: dict[str, list[str]] = {}
     for record in records:
@@ -229,7 +229,7 @@ def _kept(
 
 
 def _places(warehouse: Warehouse) -> dict[str, list[str]]:
-    """By snapshot id, the folders of the home that its models are loaded from."""
+    """By snapshot id, the folders of the home that its `external_models` are loaded from."""
     with warehouse.connection(read_only=True) as connection:
         rows = connection.execute(LOCAL_MODELS).fetchall()
     root, found = warehouse.home.resolve(), {}
