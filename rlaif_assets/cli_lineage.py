@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -242,7 +243,9 @@ def _verify_folder(folder: Path, key: Path | None, as_json: bool) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """What a person types, with a prompt where there is one to see it."""
+    """What a person types, with a prompt where there is one to see it. Bytes that are no text are replaced."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")

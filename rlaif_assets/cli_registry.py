@@ -55,7 +55,8 @@ def promote(
             champion = registry.promote(warehouse, to, user_name(), why)
             tracker = Tracker(tracking.uri, warehouse.home, tracking.experiment, tracking.ui_url)
             try:
-                tracker.point(registry.POLICY, registry.CHAMPION, champion.mlflow_version)
+                if not tracker.point(registry.POLICY, registry.CHAMPION, champion.snapshot_id):
+                    show_aside(f"recorded in the home; {registry.unknown_in_mlflow(champion)}")
             except TrackingError as error:
                 show_aside(f"recorded in the home; MLflow was not told: {error}")
         known, moves = registry.versions(warehouse, registry.POLICY), registry.moves(warehouse, registry.POLICY)

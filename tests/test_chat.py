@@ -1,5 +1,8 @@
 """`rlaif chat`: the same person, one conversation for each policy."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from rlaif_assets.settings import ComputeSettings
 from tests.homes import Home
 from tests.tiny_models import tiny_model
 
+ROOT = Path(__file__).parent.parent
 COMPUTE = ComputeSettings(device="cpu", threads=1, progress="none")
 
 
@@ -55,6 +59,21 @@ def test_an_answer_cannot_steer_the_terminal(home: Home, monkeypatch: pytest.Mon
     done = CliRunner().invoke(app, ["chat", "--home", str(home.folder)])
     assert done.exit_code == 0, done.output
     assert done.output == "@candidate: \\x1b[2J[red]:warning: two\nlines\\u202e\n"
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_line_that_is_not_utf_8_is_no_end(home: Home, locale: str) -> None:
+    words = [sys.executable, "-m", "rlaif_assets.cli", "chat", "--max-new-tokens", "4", "--home", str(home.folder)]
+    done = subprocess.run(
+        words,
+        input=b"A caf\xe9?\nAnd tea?\n/quit\n",
+        capture_output=True,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        | {"LC_ALL": locale, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().count("@candidate: ") == 2
 
 
 def test_the_command_talks_to_policies_of_a_home(home: Home) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ from rlaif_assets.store.warehouse import SnapshotRecord, snapshot_key
 from tests.homes import Home, failure, metadata
 
 NAME = registry.POLICY
+
+
+def keyed(record: SnapshotRecord, settings: dict[str, Any]) -> SnapshotRecord:
+    """The record as it would be under these settings."""
+    key = snapshot_key(record.asset, record.inputs, settings, record.code_version)
+    return replace(record, key=key, settings=settings)
 
 
 class Policies(Home):
@@ -39,19 +47,17 @@ class Policies(Home):
         policy = self.current("ppo_policy")
         if seed is not None:
             settings = {**policy.settings, "seed": seed}
-            key = snapshot_key("ppo_policy", policy.inputs, settings, policy.code_version)
             rows = self.warehouse.rows("rollouts", policy.snapshot_id)
             own = [{k: v for k, v in row.items() if k not in ("snapshot_id", "position")} for row in rows]
-            policy = self.publish(replace(policy, key=key, settings=settings), {"rollouts": own})
+            policy = self.publish(keyed(policy, settings), {"rollouts": own})
             model = str(policy.metrics["mlflow_model_id"])
             number = int(tracker(self.folder).register(model, NAME, policy.snapshot_id))
             version = registry.add_version(self.warehouse, NAME, policy.snapshot_id, number)
             registry.set_alias(self.warehouse, NAME, "candidate", version, "test", "test")
         old = self.current("policy_evaluation")
         inputs = {**old.inputs, "ppo_policy": policy.snapshot_id}
-        key = snapshot_key("policy_evaluation", inputs, {"written": harmless}, old.code_version)
         rates = self.tables(old)["evaluation_rates"]
-        made = replace(old, key=key, inputs=inputs)
+        made = keyed(replace(old, inputs=inputs), {**old.settings, "seed": harmless})
         answers = [*written("ppo", harmless), *written("sl_cai", 20)]
         self.publish(made, {"evaluation_rates": rates, "evaluation_answers": answers})
         return policy
@@ -170,6 +176,19 @@ def test_a_damaged_ancestor_or_other_evaluation_settings_refuse(policies: Polici
     flip_a_byte(weights)
     assert policies.decide(force=True)["promoted"] is True
 
+    wanted = policies.current("policy_evaluation").inputs
+    sl_cai = policies.warehouse.get(wanted["sl_cai_checkpoint"])
+    lost = sl_cai.inputs["revised_responses"]
+    with policies.warehouse.connection(read_only=False) as connection:
+        connection.execute("CREATE TABLE aside AS SELECT * FROM snapshots WHERE snapshot_id = ?", [lost])
+        connection.execute("DELETE FROM snapshots WHERE snapshot_id = ?", [lost])
+    told = policies.decide(force=True)
+    missing = f"sl_cai_checkpoint {sl_cai.snapshot_id}: the record of its revised_responses {lost} is missing"
+    assert told["promoted"] is False and f"lineage: not as it was published: {missing}" in told["decision"]
+    with policies.warehouse.connection(read_only=False) as connection:
+        connection.execute("INSERT INTO snapshots SELECT * FROM aside")
+        connection.execute("DROP TABLE aside")
+
     # The champion's own evaluation counts among what must be as it was published.
     policies.add(40, seed=1)
     with policies.warehouse.connection(read_only=False) as connection:
@@ -185,14 +204,14 @@ def test_the_champion_is_compared_as_the_candidate_was_evaluated(policies: Polic
     assert policies.decide()["promoted"] is True
     own = policies.current("policy_evaluation")
     colder = {**own.settings, "temperature": 0.5}
-    policies.publish(replace(own, key="0" * 64, settings=colder), policies.tables(own))  # its newest one
+    policies.publish(keyed(own, colder), policies.tables(own))  # its newest one
     policies.add(40, seed=1)
     candidate = policies.current("policy_evaluation")
     assert candidate.settings["temperature"] == 0.5 and policies.decide()["promoted"] is True
     policies.add(40, seed=2)
     other = policies.current("policy_evaluation")
     hotter = {**other.settings, "temperature": 0.9}
-    policies.publish(replace(other, key="1" * 64, settings=hotter), policies.tables(other))
+    policies.publish(keyed(other, hotter), policies.tables(other))
     told = policies.decide()
     assert told["promoted"] is False
     assert "rlaif-policy/2 (never evaluated with samples=1, temperature=0.9, max_new_tokens=6" in told["decision"]
@@ -218,6 +237,44 @@ def test_a_version_never_becomes_another_policy(policies: Policies, tmp_path: Pa
     assert {alias: str(number) for alias, number in aliases.items()} == {"candidate": "1", "champion": "1"}
 
 
+def test_mlflows_champion_is_never_another_policy(policies: Policies, tmp_path: Path) -> None:
+    """In another database of MLflow the numbers of the old one name other snapshots, or none."""
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    other = f"tracking.uri={uri}"
+    first = policies.add(36)
+    policies.add(36, seed=1)
+    result = policies.run(["ppo_policy"], "ppo_policy.seed=5", other)
+    assert result.success, failure(result)
+    known = {one.version: one for one in registry.versions(policies.warehouse, NAME)}
+    assert {number: one.mlflow_version for number, one in known.items()} == {1: 1, 2: 2, 3: 1}
+    there = Tracker(uri, policies.folder, "rlaif", "http://127.0.0.1:5000")
+
+    def promote(version: int) -> str:
+        words = ["promote", "--to", str(version), "--home", str(policies.folder), "--set", other]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        named = registry.named(policies.warehouse, NAME, registry.CHAMPION)
+        assert named is not None and named.version == version
+        return done.stderr
+
+    assert promote(3) == "" and there.aliased(NAME)["champion"] == known[3].snapshot_id
+    for version in (1, 2):
+        told = f"MLflow has no version that is {NAME}/{version} (snapshot {known[version].snapshot_id})"
+        assert told in promote(version)
+        assert there.aliased(NAME) == {"candidate": known[3].snapshot_id}
+        assert promote(3) == "" and "champion" in there.aliased(NAME)
+
+    # The asset does the same: a candidate that MLflow was never told of.
+    policies.warehouse.record_materialization(first.snapshot_id, "test", True)
+    policies.add(40)
+    with policies.warehouse.connection(read_only=False) as connection:
+        connection.execute("DELETE FROM aliases WHERE alias = 'champion'")
+    assert "champion" in there.aliased(NAME) and policies.decide(other)["promoted"] is True
+    named = registry.named(policies.warehouse, NAME, registry.CHAMPION)
+    assert named is not None and named.snapshot_id == first.snapshot_id
+    assert there.aliased(NAME) == {"candidate": known[3].snapshot_id}
+
+
 def test_a_policy_that_was_made_without_mlflow_is_registered_in_the_home_and_later_there(policies: Policies) -> None:
     away = policies.run(["ppo_policy"], "ppo_policy.seed=5", "tracking.uri=http://127.0.0.1:9")
     assert away.success, failure(away)
@@ -230,6 +287,19 @@ def test_a_policy_that_was_made_without_mlflow_is_registered_in_the_home_and_lat
     version = registry.named(policies.warehouse, NAME, registry.CHAMPION)
     assert version is not None and (version.version, version.mlflow_version) == (2, 2)
     assert str(tracker(policies.folder).client.get_registered_model(NAME).aliases["candidate"]) == "2"
+
+
+def test_a_policy_that_mlflow_has_lost_is_told_again_at_its_reuse(policies: Policies) -> None:
+    record = policies.current("ppo_policy")
+    tables = ("registered_model_aliases", "model_version_tags", "model_versions", "registered_models", "inputs", "runs")
+    with closing(sqlite3.connect(policies.folder / "mlflow.db")) as connection, connection:
+        for table in tables:
+            connection.execute(f"DELETE FROM {table}")
+    assert tracker(policies.folder).registered(NAME) == {}
+    again = policies.run(["ppo_policy"])
+    assert again.success and metadata(again)["ppo_policy"]["reused"], failure(again)
+    assert tracker(policies.folder).registered(NAME) == {1: record.snapshot_id}
+    assert tracker(policies.folder).aliased(NAME) == {"candidate": record.snapshot_id}
 
 
 def test_a_kill_between_alias_and_record(policies: Policies, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from rlaif_assets.store.checkpoint_files import adopt_folder, adopted_folders, i
 from rlaif_assets.store.columns import to_columns
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.lineage import ancestry, verify
+from rlaif_assets.store.model_places import LOCAL_FOLDER, PLACES, remember_place
 from rlaif_assets.store.pictures import PICTURES
 from rlaif_assets.store.pruning import LOCK, Plan, named_in_mlflow, plan, prune
 from rlaif_assets.store.trace import find_snapshot, trace_policy
@@ -225,6 +226,89 @@ def test_a_folder_of_two_snapshots_stays_while_one_is_kept(tmp_path: Path) -> No
     assert {row[1] for row in removals(warehouse)} == {
         one.snapshot_id for one in warehouse.list("pmp_checkpoint") if one.path == found.removals[0].path
     }
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_model_that_lies_in_the_home_stays_with_all_that_it_was_made_from(
+    warehouse: Warehouse, made: list[Made], absolute: bool
+) -> None:
+    """The current base model is the first policy, under another asset's name."""
+    folder = warehouse.home / str(made[0].policy.path)
+    remember_place(warehouse.home, "f" * 64, folder)
+    if absolute:  # as where the home was named by a link
+        link = warehouse.home.with_name("link")
+        link.symlink_to(warehouse.home)
+        (warehouse.home / PLACES / ("f" * 64)).write_text(str(link / str(made[0].policy.path)))
+    row = {"fingerprint": "f" * 64, "source": LOCAL_FOLDER, "architecture": "LlamaForCausalLM", "parameters": 1}
+    base = warehouse.publish(SnapshotRecord(asset="base_model", key="e" * 64), {"external_models": [row]})
+    materialize(warehouse, base)
+    found = pruned(warehouse)
+    assert found.kept == [made[0].policy.snapshot_id, made[2].policy.snapshot_id]
+    assert there(warehouse, *made[0][:3]) == [True] * 3 and there(warehouse, *made[1][:3]) == [False] * 3
+    assert not any(verify(warehouse, one.snapshot_id) for one in ancestry(warehouse, made[0].policy.snapshot_id))
+
+    # Nothing stays of a model that was current once, nor for one that lies elsewhere.
+    remember_place(warehouse.home, "f" * 64, warehouse.home.parent)
+    assert [one.path for one in plan(warehouse, 1).removals] == [one.path for one in made[0][:3]]
+
+
+def test_a_model_in_a_folder_of_the_home_that_no_snapshot_owns_stays(warehouse: Warehouse) -> None:
+    own, left = (weights(warehouse.home, "ppo_policy", name) for name in ("own", "left"))
+    row = {"fingerprint": "f" * 64, "source": LOCAL_FOLDER, "architecture": "LlamaForCausalLM", "parameters": 1}
+    materialize(
+        warehouse,
+        warehouse.publish(SnapshotRecord(asset="feedback_model", key="e" * 64), {"external_models": [row]}),
+    )
+    remember_place(warehouse.home, "f" * 64, warehouse.home / own)
+    removed = [one.path for one in pruned(warehouse).removals]
+    assert left in removed and own not in removed and (warehouse.home / own).is_dir()
+
+
+def delete(warehouse: Warehouse, table: str, where: str) -> None:
+    with warehouse.connection(read_only=False) as connection:
+        connection.execute(f"DELETE FROM {table} WHERE {where}")
+
+
+def test_nothing_is_removed_where_what_must_stay_has_no_record(warehouse: Warehouse, made: list[Made]) -> None:
+    champion, ancestor = made[0].policy, made[0].reward
+    registry.add_version(warehouse, "m", champion.snapshot_id, 1)
+    before = adopted_folders(warehouse.home)
+
+    def refused(who: str, what: str, *words: str) -> None:
+        for dry in ([], ["--dry-run"]):
+            done = command(warehouse, "prune", *(words or ("--keep", "1")), *dry)
+            assert done.exit_code == 1 and "nothing was removed: " in done.stderr, done.output
+            assert f"{what} is missing in {warehouse.path}, and {who} names it" in done.stderr
+            assert "`rlaif verify`" in done.stderr
+        assert adopted_folders(warehouse.home) == before and removals(warehouse) == []
+
+    delete(warehouse, "snapshots", f"snapshot_id = '{ancestor.snapshot_id}'")
+    lost = f"the record of snapshot {ancestor.snapshot_id}"
+    refused(f"ppo_policy {champion.snapshot_id} (its reward_model)", lost, "--keep", "3")
+    registry.set_alias(warehouse, "m", "champion", 1, "me", "why")
+    refused(f"ppo_policy {champion.snapshot_id} (its reward_model)", lost)
+
+    delete(warehouse, "snapshots", f"snapshot_id = '{champion.snapshot_id}'")
+    lost = f"the record of snapshot {champion.snapshot_id}"
+    refused("m/1 @champion", lost)
+    delete(warehouse, "registrations", "true")
+    refused("the alias @champion", "the registration of m/1")
+    delete(warehouse, "aliases", "true")
+    refused("a materialization of ppo_policy", lost, "--keep", "3")
+    with pytest.raises(StoreError, match="the newest materialization of reward_model"):
+        delete(warehouse, "snapshots", f"snapshot_id = '{made[2].reward.snapshot_id}'")
+        delete(warehouse, "snapshots", f"snapshot_id = '{made[2].policy.snapshot_id}'")
+        plan(warehouse, 1)
+
+
+def test_a_missing_record_that_mlflow_names_counts_where_it_was_of_this_home(
+    warehouse: Warehouse, made: list[Made]
+) -> None:
+    registry.add_version(warehouse, "m", made[0].policy.snapshot_id, 1)
+    assert plan(warehouse, 1, ["0" * 32]).kept == [made[2].policy.snapshot_id]  # homes may share a server
+    delete(warehouse, "snapshots", f"snapshot_id = '{made[0].policy.snapshot_id}'")
+    with pytest.raises(StoreError, match="MLflow's alias of m/1 names it"):
+        plan(warehouse, 1, [made[0].policy.snapshot_id])
 
 
 def contents(home: Path) -> dict[str, bytes]:

@@ -155,17 +155,19 @@ class MlflowRun:
 
     def register_again(self, record: "SnapshotRecord", registered: str | None) -> None:
         """Registers a reused policy that is not the current one, for it comes back, and one that MLflow does not have,
-        since it was away or the run was killed before."""
+        since it was away, the run was killed before, or its database was made anew."""
         if registered is None:
             return
         from rlaif_assets.store import registry
+        from rlaif_assets.store.mlflow_links import missing_runs
 
         current = self.warehouse.current(self.asset)
         known = registry.versions(self.warehouse, registered)
         told = any(one.snapshot_id == record.snapshot_id and one.mlflow_version is not None for one in known)
-        if told and current is not None and current.snapshot_id == record.snapshot_id:
+        lost = record.snapshot_id in missing_runs(self.tracker.home, [record])
+        if told and not lost and current is not None and current.snapshot_id == record.snapshot_id:
             return
-        model_id, self.run_id = record.metrics.get("mlflow_model_id"), record.mlflow_run_id
+        model_id, self.run_id = None if lost else record.metrics.get("mlflow_model_id"), record.mlflow_run_id
         if model_id is None:
             self.start()
             model_id = self.ids(record.path, True, record.key).get("mlflow_model_id")

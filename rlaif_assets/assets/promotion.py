@@ -126,15 +126,23 @@ def answered_as(stage: Stage) -> str:
 
 def damage_in(stage: Stage, evaluations: list["SnapshotRecord"]) -> list[str]:
     """What is not as it was published in all that was made for these evaluations, the policies among it."""
+    from rlaif_assets.evaluation.as_published import record_problems
     from rlaif_assets.language_models.external import external_problems
-    from rlaif_assets.store.lineage import ancestry, verify
 
-    wanted = {one.snapshot_id: one.asset for of in evaluations for one in ancestry(stage.warehouse, of.snapshot_id)}
-    found: list[str] = []
-    for snapshot_id, asset in sorted(wanted.items()):
-        found += verify(stage.warehouse, snapshot_id)
-        outside = external_problems(stage.warehouse, snapshot_id)
-        found += [f"{asset} {snapshot_id}: {problem}" for problem in outside]
+    wanted: dict[str, SnapshotRecord] = {}
+    for evaluation in evaluations:
+        wanted |= stage.warehouse.with_inputs(evaluation.snapshot_id)
+    records = [wanted[one] for one in sorted(wanted)]
+    found = [
+        f"{record.asset} {record.snapshot_id}: the record of its {asset} {upstream} is missing"
+        for record in records
+        for asset, upstream in record.inputs.items()
+        if upstream not in wanted
+    ]
+    for record in records:
+        found += record_problems(stage.warehouse, record)
+        outside = external_problems(stage.warehouse, record.snapshot_id)
+        found += [f"{record.asset} {record.snapshot_id}: {problem}" for problem in outside]
     return found
 
 
@@ -177,7 +185,8 @@ def promote(stage: Stage, rules: list[PromotionRule]) -> None:
     )
     why = f"run {stage.context.run.run_id}: better {next(rule.note for rule in rules if rule.rule == 'better')}"
     registry.set_alias(stage.warehouse, REGISTERED_NAME, CHAMPION, version.version, stage.asset, why)
-    stage.mlflow.tell(lambda tracker, _: tracker.point(REGISTERED_NAME, CHAMPION, version.mlflow_version))
+    if stage.mlflow.tell(lambda tracker, _: tracker.point(REGISTERED_NAME, CHAMPION, version.snapshot_id)) is False:
+        stage.context.log.warning(registry.unknown_in_mlflow(version))
 
 
 def named(version: "Version | None") -> str:

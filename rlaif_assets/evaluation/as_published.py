@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlaif_assets.settings import AuditsSettings
-from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.errors import DamagedError
 from rlaif_assets.store.fingerprint import row_id
 from rlaif_assets.store.lineage import verify
 from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, snapshot_key
@@ -35,7 +35,7 @@ def record_problems(warehouse: Warehouse, record: SnapshotRecord) -> list[str]:
         found = verify(warehouse, record.snapshot_id)
         found += [f"{where}: {problem}" for problem in _key_problems(warehouse, record)]
         found += [f"{where}: {problem}" for problem in _passport_problems(warehouse, record)]
-    except (StoreError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (DamagedError, AttributeError, LookupError, TypeError, ValueError) as error:
         return [f"{where}: its record is damaged and cannot be read: {error}"]
     return found
 

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from rlaif_assets.settings import nearest
-from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.errors import DamagedError, StoreError
 from rlaif_assets.store.fingerprint import canonical_json
 
 if TYPE_CHECKING:
@@ -85,14 +85,14 @@ def as_rows(table: str, columns: Mapping[str, list[Any]]) -> Iterator[Row]:
 
 
 def decoded(names: Sequence[str], values: Sequence[Any], kinds: Mapping[str, str]) -> Row:
-    """A row as it was given. Raises StoreError where a JSON column holds none: something else has written there."""
+    """A row as it was given. Raises DamagedError where a JSON column holds none."""
     try:
         return {
             name: json.loads(value) if kinds[name] == "JSON" and value is not None else value
             for name, value in zip(names, values, strict=True)
         }
     except ValueError as error:
-        raise StoreError(f"a row is damaged, what should be JSON is not: {error}; its values are {values}") from error
+        raise DamagedError(f"a row is damaged, what should be JSON is not: {error}; its values are {values}") from error
 
 
 def _text(value: Any) -> str:

@@ -2,16 +2,16 @@
 `trace` and `diff` still answer.
 
 Kept are the newest policies, those that an alias of the registry names, and what is current of every asset; each with
-all that it was made from. The order of `prune`: the removals are recorded in the warehouse, in one transaction; every
-folder and file is renamed into a work folder, so that none is ever half there; the work folder is deleted; MLflow's
-runs are tagged. Killed after the record, nothing is missing yet: `Warehouse.removals` looks for the files too, and the
-next prune records and removes them again. Killed later, what was renamed is a dead process's work folder, which the
-next run, prune or doctor deletes.
+all that it was made from, also where its base or feedback model is a folder of this home. The order of `prune`: the
+removals are recorded in the warehouse, in one transaction; every folder and file is renamed into a work folder, so that
+none is ever half there; the work folder is deleted; MLflow's runs are tagged. Killed after the record, nothing is
+missing yet: `Warehouse.removals` looks for the files too, and the next prune records and removes them again. Killed
+later, what was renamed is a dead process's work folder, which the next run, prune or doctor deletes.
 """
 
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,22 +26,27 @@ from rlaif_assets.store.checkpoint_files import (
     remove_dead_work,
 )
 from rlaif_assets.store.errors import StoreError, TrackingError
+from rlaif_assets.store.model_places import PLACES
 from rlaif_assets.store.moved_home import ARTIFACTS
 from rlaif_assets.store.pictures import PICTURES
 from rlaif_assets.store.trace import POLICY
 from rlaif_assets.store.tracking import Tracker
-from rlaif_assets.store.warehouse import SnapshotRecord, Warehouse, now
+from rlaif_assets.store.warehouse import FILE, SnapshotRecord, Warehouse, now
 
 LOCK = "prune.lock"
 KINDS = {"checkpoints": "weights", ARTIFACTS: "artifacts", PICTURES: "pictures", RESUME_FOLDER: "state"}
 # A policy that was made again, or is used again, is as new as that.
 NEWEST = (
-    "SELECT s.snapshot_id FROM snapshots s LEFT JOIN materializations m USING (snapshot_id) WHERE s.asset = ?"
-    " GROUP BY s.snapshot_id ORDER BY max(greatest(s.created_at, coalesce(m.created_at, s.created_at))) DESC,"
-    " max(s.position) DESC LIMIT ?"
+    "SELECT snapshot_id FROM (SELECT snapshot_id, asset, created_at, position FROM snapshots"
+    " UNION ALL SELECT snapshot_id, asset, created_at, -1 FROM materializations) WHERE asset = ?"
+    " GROUP BY snapshot_id ORDER BY max(created_at) DESC, max(position) DESC LIMIT ?"
 )
 # What is said of a policy needs no weights, and is no reason to keep those of one that was refused.
-CURRENT = "SELECT arg_max(snapshot_id, position) FROM materializations WHERE asset <> 'champion_policy' GROUP BY asset"
+CURRENT = (
+    "SELECT asset, arg_max(snapshot_id, position) FROM materializations WHERE asset <> 'champion_policy'"
+    " GROUP BY asset ORDER BY asset"
+)
+LOCAL_MODELS = "SELECT snapshot_id, fingerprint FROM external_models WHERE model IS NULL"  # an endpoint has a name
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,15 @@ def plan(warehouse: Warehouse, keep: int, named: Collection[str] = ()) -> Plan:
     A folder stays while a kept snapshot shares it; one that no snapshot names is a killed run's, and goes. Artifacts,
     in the home's own folder, go of the MLflow runs of all models that are not kept, and of what was made from these
     (their evaluations). A training's state goes where its training has ended.
+
+    Raises StoreError where something that is to stay has no record: its weights would be taken for left over.
     """
     records = warehouse.list()
-    kept = _kept(warehouse, records, keep, named)
+    places = _places(warehouse)
+    kept = _kept(warehouse, records, places, _roots(warehouse, records, keep, named))
     folders = set(adopted_folders(warehouse.home))
     used = {record.path for record in records if record.snapshot_id in kept}
+    used |= {place for one in kept for place in places.get(one, ())}
     spare = [record for record in records if record.snapshot_id not in kept]
     gone: set[str] = set()
     removals: list[Removal] = []
@@ -106,7 +115,7 @@ def plan(warehouse: Warehouse, keep: int, named: Collection[str] = ()) -> Plan:
             gone.add(record.snapshot_id)
             for path in _artifacts(warehouse.home, record):
                 add(path, record)
-    for path in sorted(folders - {record.path for record in records}):
+    for path in sorted(folders - used - {record.path for record in records}):
         add(path, None)
     for path, record in _ended_states(warehouse.home, records):
         add(path, record)
@@ -170,18 +179,73 @@ def reason(keep: int) -> str:
     return f"prune --keep {keep}"
 
 
-def _kept(warehouse: Warehouse, records: Sequence[SnapshotRecord], keep: int, named: Collection[str]) -> set[str]:
-    """Ids of what stays: the roots and all that they were made from."""
+def _roots(
+    warehouse: Warehouse, records: Sequence[SnapshotRecord], keep: int, named: Collection[str]
+) -> dict[str, str]:
+    """What is kept for its own sake: snapshot ids, each with what names it. Of `named`, those that this home has never
+    heard of are another home's: several may share a server. Raises StoreError where an alias names no version."""
     with warehouse.connection(read_only=True) as connection:
-        roots = connection.execute(NEWEST, [POLICY, keep]).fetchall() + connection.execute(CURRENT).fetchall()
-    aliased = {version.snapshot_id for version in registry.versions(warehouse) if version.aliases}
-    inputs = {record.snapshot_id: record.inputs.values() for record in records}
+        newest = connection.execute(NEWEST, [POLICY, keep]).fetchall()
+        current = connection.execute(CURRENT).fetchall()
+    versions = registry.versions(warehouse)
+    registered = {one.snapshot_id: f"{one.name}/{one.version}" for one in versions}
+    for name, alias, version in registry.aliases(warehouse):
+        if not any((one.name, one.version) == (name, version) for one in versions):
+            raise _missing(warehouse, f"the registration of {name}/{version}", f"the alias @{alias}")
+    known = {record.snapshot_id for record in records} | registered.keys()
+    roots = {one: f"a materialization of {POLICY}" for (one,) in newest}
+    roots |= {one: f"the newest materialization of {asset}" for asset, one in current}
+    roots |= {one: f"MLflow's alias of {registered.get(one, POLICY)}" for one in named if one in known}
+    return roots | {
+        one.snapshot_id: f"{one.name}/{one.version} @{' @'.join(one.aliases)}" for one in versions if one.aliases
+    }
+
+
+def _kept(
+    warehouse: Warehouse,
+    records: Sequence[SnapshotRecord],
+    places: Mapping[str, Collection[str]],
+    roots: Mapping[str, str],
+) -> set[str]:
+    """Ids of what stays: the roots and all that they were made from, whoever owns a model's folder among it. Raises
+    StoreError where one of these has no record."""
+    known = {record.snapshot_id: record for record in records}
+    owners: dict[str, list[str]] = {}
+    for record in records:
+        owners.setdefault(str(record.path), []).append(record.snapshot_id)
     kept: set[str] = set()
-    waiting = {*named, *aliased, *(row[0] for row in roots)}
+    waiting = dict(roots)
     while waiting:
-        kept |= waiting
-        waiting = {upstream for one in waiting for upstream in inputs.get(one, ())} - kept
+        one, reader = waiting.popitem()
+        if one in kept:
+            continue
+        if one not in known:
+            raise _missing(warehouse, f"the record of snapshot {one}", reader)
+        kept.add(one)
+        told = f"{known[one].asset} {one}"
+        waiting |= {upstream: f"{told} (its {asset})" for asset, upstream in known[one].inputs.items()}
+        waiting |= {owner: told for place in places.get(one, ()) for owner in owners.get(place, ())}
     return kept
+
+
+def _places(warehouse: Warehouse) -> dict[str, list[str]]:
+    """By snapshot id, the folders of the home that its `external_models` are loaded from."""
+    with warehouse.connection(read_only=True) as connection:
+        rows = connection.execute(LOCAL_MODELS).fetchall()
+    root, found = warehouse.home.resolve(), {}
+    for snapshot_id, fingerprint in rows:
+        place = root / PLACES / fingerprint
+        folder = (root / place.read_text(encoding="utf-8")).resolve() if place.is_file() else None
+        if folder is not None and folder.is_relative_to(root):
+            found.setdefault(snapshot_id, []).append(str(folder.relative_to(root)))
+    return found
+
+
+def _missing(warehouse: Warehouse, what: str, reader: str) -> StoreError:
+    return StoreError(
+        f"nothing was removed: {what} is missing in {warehouse.path}, and {reader} names it, so what must stay cannot "
+        f"be told: see `rlaif verify`, and put back a copy of {FILE} that has it"
+    )
 
 
 def _artifacts(home: Path, record: SnapshotRecord) -> Iterator[str]:

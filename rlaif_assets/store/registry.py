@@ -12,6 +12,7 @@ from rlaif_assets.store.warehouse import Warehouse, now
 POLICY = "rlaif-policy"
 CHAMPION = "champion"
 CANDIDATE = "candidate"  # the newest policy
+ALIASES = "SELECT name, alias, arg_max(version, position) FROM aliases GROUP BY name, alias ORDER BY name, alias"
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,7 @@ def set_alias(warehouse: Warehouse, name: str, alias: str, version: int, who: st
 def versions(warehouse: Warehouse, name: str | None = None) -> list[Version]:
     """All versions, oldest first; of one model where it is named."""
     with warehouse.connection(read_only=True) as connection:
-        named = connection.execute(
-            "SELECT name, alias, arg_max(version, position) FROM aliases GROUP BY name, alias ORDER BY alias"
-        ).fetchall()
+        named = connection.execute(ALIASES).fetchall()
         rows = connection.execute(
             "SELECT name, version, arg_min(snapshot_id, position),"
             " arg_max(mlflow_version, position) FILTER (WHERE mlflow_version IS NOT NULL), min(created_at)"
@@ -91,9 +90,23 @@ def versions(warehouse: Warehouse, name: str | None = None) -> list[Version]:
     return [one for one in found if name is None or one.name == name]
 
 
+def aliases(warehouse: Warehouse) -> list[tuple[str, str, int]]:
+    """(model, alias, version) of every alias now, also where the version is not there."""
+    with warehouse.connection(read_only=True) as connection:
+        return connection.execute(ALIASES).fetchall()
+
+
 def named(warehouse: Warehouse, name: str, alias: str) -> Version | None:
     """The version that an alias names now."""
     return next((one for one in versions(warehouse, name) if alias in one.aliases), None)
+
+
+def unknown_in_mlflow(champion: Version) -> str:
+    """What is said where MLflow could not be told of this champion, since it has no version of that snapshot."""
+    return (
+        f"MLflow has no version that is {champion.name}/{champion.version} (snapshot {champion.snapshot_id}), so its "
+        f"alias {CHAMPION} names none now"
+    )
 
 
 def moves(warehouse: Warehouse, name: str) -> list[Move]:

@@ -237,17 +237,31 @@ class Tracker:
         return version
 
     @_told
-    def point(self, name: str, alias: str, version: int | None) -> None:
-        """From now on the alias names this version of the registry's model, by MLflow's own number."""
+    def point(self, name: str, alias: str, snapshot_id: str) -> bool:
+        """From now on the alias names the version of the registry's model that is this snapshot. Returns False where
+        there is none: then the alias names no version."""
         if self.lost:
             raise TrackingError(f"{DATABASE} is missing")
-        if version is None:
-            raise TrackingError(f"{name} has no such version there")
-        self.client.set_registered_model_alias(name, alias, str(version))
+        found = self._versions(name, snapshot_id)
+        if found:
+            self.client.set_registered_model_alias(name, alias, min(found, key=int))
+        elif alias in self._aliases(name):
+            self.client.delete_registered_model_alias(name, alias)
+        return bool(found)
 
     def _versions(self, name: str, snapshot_id: str) -> list[str]:
         versions = self.client.search_model_versions(f"name = '{_model_name(name)}'")
         return [str(version.version) for version in versions if version.tags.get(SNAPSHOT_TAG) == snapshot_id]
+
+    def _aliases(self, name: str) -> dict[str, str]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(self.client.get_registered_model(_model_name(name)).aliases)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
 
     @_told
     def log_figure(self, run_id: str, name: str, png: bytes) -> None:
@@ -312,15 +326,8 @@ class Tracker:
     def aliased(self, name: str) -> dict[str, str]:
         """The snapshot that each alias of a registered model names, those that a person gave in MLflow's UI among them;
         none where there is no such model."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            aliases = self.client.get_registered_model(_model_name(name)).aliases
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return {}
-            raise
-        named = {alias: self.client.get_model_version(name, version).tags for alias, version in aliases.items()}
+        versions = self._aliases(name)
+        named = {alias: self.client.get_model_version(name, version).tags for alias, version in versions.items()}
         return {alias: tags[SNAPSHOT_TAG] for alias, tags in named.items() if SNAPSHOT_TAG in tags}
 
     @_told

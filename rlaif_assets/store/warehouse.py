@@ -31,7 +31,7 @@ from rlaif_assets.store.columns import (
     table_columns,
     to_columns,
 )
-from rlaif_assets.store.errors import StoreError
+from rlaif_assets.store.errors import DamagedError, StoreError
 from rlaif_assets.store.fingerprint import canonical_json, combine_hashes, sha256_text, table_hash
 
 if TYPE_CHECKING:
@@ -428,7 +428,7 @@ def _select_snapshots(
     for record in records:
         kept = (record.settings, record.inputs, record.metrics, record.row_counts, record.table_hashes)
         if not all(isinstance(one, dict) for one in kept) or record.key is None or record.content_hash is None:
-            raise StoreError(
+            raise DamagedError(
                 f"the record of snapshot {record.snapshot_id} ({record.asset}) is damaged: parts are missing"
             )
     return records

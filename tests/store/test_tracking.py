@@ -84,6 +84,20 @@ def test_a_snapshot_is_registered_once(tracker: Tracker) -> None:
     assert len(tracker.client.search_model_versions("name = 'rlaif-policy'")) == 2
 
 
+def test_an_alias_names_a_version_of_its_snapshot_or_none(tracker: Tracker) -> None:
+    run_id = tracker.start_run("ppo_policy")
+    for number in range(2):
+        tracker.register(tracker.log_model(run_id, "ppo_policy"), "pointed", f"{number}" * 32)
+    assert tracker.point("pointed", "champion", "1" * 32) is True
+    assert tracker.aliased("pointed") == {"candidate": "1" * 32, "champion": "1" * 32}
+    assert tracker.point("pointed", "champion", "0" * 32) is True
+    assert tracker.aliased("pointed")["champion"] == "0" * 32
+    for _ in range(2):
+        assert tracker.point("pointed", "champion", "f" * 32) is False
+        assert tracker.aliased("pointed") == {"candidate": "1" * 32}
+    assert tracker.point("unknown", "champion", "f" * 32) is False
+
+
 def test_nothing_leaves_the_home_and_nothing_is_global(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
