@@ -25,7 +25,7 @@ REGISTERED_NAME = "rlaif-policy"
 SCORES = ("score", "heldout_score")
 CURVES = (
     *("reward", *SCORES, "kl", "entropy", "clip_fraction", "explained_variance", "length", "no_eos_share"),
-    *("clipped_score_share", "seconds_rollout", "seconds_score", "seconds_train", "update_tokens_per_second"),
+    *("clipped_score_share", "seconds_rollout", "seconds_score", "seconds_train", "tokens_per_second_update"),
 )
 HALVES = {"reward_model_half_a", "reward_model_half_b"}
 PREFERENCE_MODELS = {"reward_model", *HALVES}

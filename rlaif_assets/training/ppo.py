@@ -368,7 +368,7 @@ def train_ppo(
             "seconds_rollout": clock[1] - clock[0],
             "seconds_score": clock[2] - clock[1],
             "seconds_train": clock[3] - clock[2],
-            "update_tokens_per_second": tokens / (clock[3] - clock[0]),
+            "tokens_per_second_update": tokens / (clock[3] - clock[0]),
         }
         if steps:
             metrics |= {name: sum(stats[name] for stats in steps) / len(steps) for name in steps[0]}

@@ -138,7 +138,7 @@ def test_every_architecture_trains(kind: Kind, tmp_path: Path) -> None:
     assert [metrics["step"] for metrics in run.logged] == [0, 1]
     assert all(math.isfinite(value) for metrics in run.logged for value in metrics.values())
     expected = {"reward", "score_raw", "kl", "entropy", "clip_fraction", "approx_kl", "explained_variance"}
-    expected |= {"value_loss", "policy_loss", "length", "no_eos_share", "update_tokens_per_second"}
+    expected |= {"value_loss", "policy_loss", "length", "no_eos_share", "tokens_per_second_update"}
     expected |= {"seconds_rollout", "seconds_score", "seconds_train"}
     assert expected <= run.logged[0].keys()
     assert [list(row) for row in run.result.rollouts] == [COLUMNS] * 12
