@@ -44,8 +44,7 @@ def verify_policy(
     for record in records:
         found = record_problems(warehouse, record)
         where = f"{record.asset} {record.snapshot_id}"
-        if record.path is None:
-            found += [f"{where}: {problem}" for problem in external_problems(warehouse, record.snapshot_id)]
+        found += [f"{where}: {problem}" for problem in external_problems(warehouse, record)]
         if instance is not None:
             try:
                 found += [f"{where}: Dagster: {problem}" for problem in _dagster_problems(warehouse, instance, record)]

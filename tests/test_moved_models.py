@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from rlaif_assets.evaluation.as_published import record_problems
+from rlaif_assets.language_models.external import external_problems
 from rlaif_assets.store.errors import StoreError
 from rlaif_assets.store.model_places import LOCAL_FOLDER, locate, remember_place
 from tests.homes import Home, failure, metadata
@@ -41,3 +43,12 @@ def test_a_folder_that_the_home_was_never_told_is_asked_for(tmp_path: Path) -> N
     shutil.move(tmp_path / "home", tmp_path / "moved")
     assert locate(tmp_path / "moved", row) == (str(tmp_path / "moved" / "models" / "own"), None)
     assert locate(tmp_path, {**row, "fingerprint": "e" * 64, "source": "a/b", "revision": "1"}) == ("a/b", "1")
+
+
+def test_the_packaged_model_is_the_homes_own_and_verifies(model: Path, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home", model, "base_model.source=pocket")
+    made = home.run(["base_model"])
+    assert made.success, failure(made)
+    record = home.warehouse.get(home.ids()["base_model"])
+    assert record.path is not None and home.warehouse.rows("external_models", record.snapshot_id)
+    assert [*record_problems(home.warehouse, record), *external_problems(home.warehouse, record)] == []

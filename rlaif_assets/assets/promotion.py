@@ -141,7 +141,7 @@ def damage_in(stage: Stage, evaluations: list["SnapshotRecord"]) -> list[str]:
     ]
     for record in records:
         found += record_problems(stage.warehouse, record)
-        outside = external_problems(stage.warehouse, record.snapshot_id)
+        outside = external_problems(stage.warehouse, record)
         found += [f"{record.asset} {record.snapshot_id}: {problem}" for problem in outside]
     return found
 
