@@ -145,8 +145,9 @@ def test_mlflow_is_told_what_was_read_and_shows_the_policies_side_by_side(home: 
 def test_a_sample_is_drawn_from_all_rows_and_shortened() -> None:
     rows = [{"row": place, "text": f"{place} " + "long " * 500} for place in range(1000)]
     found = sample(rows)
-    assert found["row"] == list(range(0, 1000, 1000 // SAMPLE_ROWS))
+    assert [row * SAMPLE_ROWS // 1000 for row in found["row"]] == list(range(SAMPLE_ROWS))
+    assert {row % 3 for row in found["row"]} == {0, 1, 2} and found["row"][:2] == [0, 11]
     assert {len(text) for text in found["text"]} == {showing.SAMPLE_CHARACTERS} and found["text"][1].startswith(
-        "10 long"
+        "11 long"
     )
     assert sample(rows[:3])["row"] == [0, 1, 2] and sample([]) == {}

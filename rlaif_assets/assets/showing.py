@@ -97,9 +97,10 @@ def sample(rows: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def spread(count: int, number: int) -> list[int]:
-    """The places of at most so many of `count` things, at equal distances from the first on."""
+    """The places of at most so many of `count` things, from the first on: one in each part of equal length, each time
+    one place further in it, so that what comes in turn (rounds, policies) is all seen."""
     chosen = min(number, count)
-    return [place * count // chosen for place in range(chosen)]
+    return [place * count // chosen + place % (count // chosen) for place in range(chosen)]
 
 
 def shortened(value: Any, characters: int = PREVIEW_CHARACTERS) -> str | int | float | bool | None:
