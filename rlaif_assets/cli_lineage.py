@@ -21,6 +21,7 @@ from rlaif_assets.cli_common import (
     ProfileName,
     dagster_instance,
     folder_of,
+    not_empty,
     out,
     plain_errors,
     show,
@@ -168,7 +169,10 @@ def chat(
 @lineage.command()
 def verify(
     policy: Annotated[
-        str, typer.Argument(metavar="POLICY", help="A policy, as in `rlaif trace`; or the folder of an export.")
+        str,
+        typer.Argument(
+            metavar="POLICY", callback=not_empty, help="A policy, as in `rlaif trace`; or the folder of an export."
+        ),
     ],
     key: Annotated[
         Path | None,

@@ -290,6 +290,7 @@ def test_the_command_names_what_was_done_to_a_copy(
     assert verify_export(copy) == []
     whole = CliRunner().invoke(app, ["verify", str(copy)])
     assert whole.exit_code == 0 and "0 problems" in whole.output
+    assert CliRunner().invoke(app, ["verify", ""]).exit_code == 2
     damage(copy)
     done = CliRunner().invoke(app, ["verify", str(copy), "--json"])
     assert done.exit_code == 1 and [named in one for one in json.loads(done.output)["problems"]] == [True]
