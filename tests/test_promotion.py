@@ -301,6 +301,13 @@ def test_a_policy_that_mlflow_has_lost_is_told_again_at_its_reuse(policies: Poli
     assert tracker(policies.folder).registered(NAME) == {1: record.snapshot_id}
     assert tracker(policies.folder).aliased(NAME) == {"candidate": record.snapshot_id}
 
+    def runs() -> int:
+        client = tracker(policies.folder).client
+        return len(client.search_runs([one.experiment_id for one in client.search_experiments()]))
+
+    before = runs()
+    assert before == 1 and policies.run(["ppo_policy"]).success and runs() == before  # once
+
 
 def test_a_kill_between_alias_and_record(policies: Policies, monkeypatch: pytest.MonkeyPatch) -> None:
     policies.add(36)

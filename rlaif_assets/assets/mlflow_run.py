@@ -159,12 +159,11 @@ class MlflowRun:
         if registered is None:
             return
         from rlaif_assets.store import registry
-        from rlaif_assets.store.mlflow_links import missing_runs
 
         current = self.warehouse.current(self.asset)
         known = registry.versions(self.warehouse, registered)
         told = any(one.snapshot_id == record.snapshot_id and one.mlflow_version is not None for one in known)
-        lost = record.snapshot_id in missing_runs(self.tracker.home, [record])
+        lost = self._lost(record, registered)
         if told and not lost and current is not None and current.snapshot_id == record.snapshot_id:
             return
         model_id, self.run_id = None if lost else record.metrics.get("mlflow_model_id"), record.mlflow_run_id
@@ -173,6 +172,17 @@ class MlflowRun:
             model_id = self.ids(record.path, True, record.key).get("mlflow_model_id")
         self.register(record, registered, model_id)
         self.end("FINISHED")
+
+    def _lost(self, record: "SnapshotRecord", registered: str) -> bool:
+        """Its run is not there any more, and it was not told again since. MLflow is asked where the run is missing."""
+        from rlaif_assets.store.mlflow_links import missing_runs
+
+        if record.snapshot_id not in missing_runs(self.tracker.home, [record]):
+            return False
+        try:
+            return record.snapshot_id not in self.tracker.registered(registered).values()
+        except TrackingError:
+            return False
 
     def addresses(self, record: "SnapshotRecord", registered: str | None) -> dict[str, str]:
         """Addresses in the MLflow UI of today, wherever it was when the snapshot was made."""

@@ -20,9 +20,8 @@ SOURCES = frozenset(  # the assets without an MLflow run
         "human_verdicts",
     }
 )
-MEASURED = frozenset(
-    {"probe_pairs", "reference", "reference_pairs", "enforce"}
-)  # of the audits, what results depend on
+# Of the audits' settings, those that a result depends on; the others only say what passes.
+MEASURED = frozenset({"probe_pairs", "reference", "reference_pairs", "enforce"})
 LIMITS = frozenset(f"audits_{name}" for name in AuditsSettings.model_fields if name not in MEASURED)
 
 
